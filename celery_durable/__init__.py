@@ -1,0 +1,46 @@
+"""Durable execution for the Celery apps that people already have.
+
+``import celery_durable as durable`` is the whole interface; see the README.
+"""
+
+from __future__ import annotations
+
+from . import exceptions
+
+# Set-up
+from .app import install
+
+# Status
+from .client import (
+    StepInfo,
+    WorkflowHandle,
+    WorkflowStatus,
+    get_workflow_status,
+    list_workflow_steps,
+    list_workflows,
+)
+
+# In workflows and steps
+from .current import current
+
+# Declaring
+from .task import Step, Workflow, as_step, step, workflow
+from .version import __version__
+
+__all__ = [
+    "Step",
+    "StepInfo",
+    "Workflow",
+    "WorkflowHandle",
+    "WorkflowStatus",
+    "__version__",
+    "as_step",
+    "current",
+    "exceptions",
+    "get_workflow_status",
+    "install",
+    "list_workflow_steps",
+    "list_workflows",
+    "step",
+    "workflow",
+]

@@ -1,0 +1,48 @@
+"""``install()``: puts celery_durable together on a Celery app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from .beat import add_recovery
+from .config import Config, check_names
+from .exceptions import ConfigurationError
+from .installation import Installation, register, registered
+from .store import check_url
+from .worker import NodeStep, UnknownTaskStep
+
+
+def install(app: Celery, **settings: Any) -> None:
+    """Make an app's ``durable.Workflow`` tasks durable. Contacts neither the database nor the broker.
+
+    ``settings`` are the ``durable_*`` settings without their prefix, and win over ``app.conf``; durations are
+    in seconds or timedeltas. Calling it again with the same settings does nothing.
+
+    Raises ConfigurationError for an unknown name (with the nearest one), a wrong value, a URL that can't be
+    one, and for other settings than at an earlier call. What only ``app.conf`` says is checked when it is
+    first used, and when a worker starts.
+    """
+    if not isinstance(app, Celery):
+        raise ConfigurationError(f"durable.install() takes the Celery app first, not {type(app).__name__}.")
+    _check(settings)
+    earlier = registered(app)
+    if earlier is not None:
+        if settings and settings != earlier.settings:
+            raise ConfigurationError(
+                "celery_durable is already installed on this app with other settings: call durable.install() once."
+            )
+        return
+    installation = Installation(app, settings)
+    register(app, installation)
+    app.steps["worker"].add(NodeStep)
+    app.steps["consumer"].add(UnknownTaskStep)
+    add_recovery(app, installation)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    check_names(settings)
+    Config.from_settings(settings)
+    if "database_url" in settings:
+        check_url(settings["database_url"])

@@ -1,0 +1,250 @@
+"""Workflows seen from outside: status, lists, handles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from celery import Celery
+from celery.backends.base import DisabledBackend
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import AsyncResult
+from kombu.serialization import loads
+
+from . import states
+from .exceptions import WorkflowNotFound
+from .installation import Installation, find
+from .serialization import Payload
+from .store.rows import StepRow, WorkflowRow
+
+#: How long a caller waits for a database that can't be reached, in seconds.
+CALLER_PATIENCE = 3.0
+_FIRST_LOOK, _LONGEST_PAUSE = 0.02, 1.0
+
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+
+    class _Result(AsyncResult, Generic[R]): ...
+else:
+
+
+    class _Result(AsyncResult):
+        """Subscripted by type checkers only."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            return cls
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowStatus:
+    """One workflow as it stood when it was read; times are the database's."""
+
+    id: str
+    name: str
+    state: str
+    queue: str
+    args: tuple[Any, ...] | None
+    kwargs: dict[str, Any] | None
+    result: Any
+    error: Exception | None
+    attempt: int
+    crashes: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    wake_at: datetime | None
+    deadline: datetime | None
+    waiting_for: str | None
+    parent_id: str | None
+    root_id: str | None
+    forked_from: str | None
+    node: str | None
+    dispatched: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """One step of a workflow: ``state`` is SUCCESS, FAILURE, or RETRY while it isn't settled."""
+
+    key: str
+    name: str
+    seq: int
+    state: str
+    output: Any
+    error: Exception | None
+    tries: int
+    started_at: datetime
+    finished_at: datetime | None
+    child_id: str | None
+
+
+def get_workflow_status(id: str, app: Celery | None = None) -> WorkflowStatus:  # noqa: A002 - as Celery names it
+    """Return how a workflow stands. Reads only; allowed in steps.
+
+    Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    return _status(installation, _row(installation, id))
+
+
+def list_workflows(
+    *,
+    state: str | Iterable[str] | None = None,
+    name: str | None = None,
+    queue: str | None = None,
+    parent_id: str | None = None,
+    limit: int = 100,
+    app: Celery | None = None,
+) -> list[WorkflowStatus]:
+    """Return the newest workflows that fit all filters, at most ``limit``.
+
+    Raises ValueError for an unknown state, NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    rows = installation.store.workflows.list(
+        states=_states(state), name=name, queue=queue, parent_id=parent_id, limit=limit, patience=CALLER_PATIENCE
+    )
+    return [_status(installation, row) for row in rows]
+
+
+def list_workflow_steps(id: str, app: Celery | None = None) -> list[StepInfo]:  # noqa: A002
+    """Return the steps of a workflow in the order of their first call.
+
+    Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    _row(installation, id)
+    rows = installation.store.checkpoints.of_workflow(id, patience=CALLER_PATIENCE)
+    return [_step(installation, row) for row in rows]
+
+
+class WorkflowHandle(_Result[R]):
+    """A Celery AsyncResult that reads Postgres where the app has no result backend."""
+
+    def __init__(self, id: str, app: Celery | None = None, **kwargs: Any) -> None:  # noqa: A002
+        super().__init__(id, app=find(app).app, **kwargs)
+
+    def get(self, timeout: float | None = None, **kwargs: Any) -> R:
+        """Wait for the workflow and return its result, or raise its error.
+
+        ``timeout`` is in seconds; celery.exceptions.TimeoutError is raised when it has passed.
+        """
+        if not self._reads_postgres:
+            result: R = super().get(timeout=timeout, **kwargs)
+            return result
+        return self._wait(timeout)
+
+    def _get_task_meta(self) -> dict[str, Any]:
+        if not self._reads_postgres:
+            meta: dict[str, Any] = super()._get_task_meta()
+            return meta
+        return self._meta_of(_row(find(self.app), self.id))
+
+    @property
+    def _reads_postgres(self) -> bool:
+        return isinstance(self.backend, DisabledBackend)
+
+    def _wait(self, timeout: float | None) -> R:
+        installation = find(self.app)
+        give_up_at = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_LOOK
+        while True:
+            row = _row(installation, self.id)
+            if row.state in states.FINAL:
+                return self._outcome(installation, row)
+            if give_up_at is not None and time.monotonic() + pause > give_up_at:
+                raise CeleryTimeoutError(f"The workflow {self.id} hasn't finished in {timeout:g} s.")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _outcome(self, installation: Installation, row: WorkflowRow) -> R:
+        result, error = outcome_of(installation, row)
+        if error is not None:
+            raise error
+        value: R = result
+        return value
+
+    def _meta_of(self, row: WorkflowRow) -> dict[str, Any]:
+        result, error = outcome_of(find(self.app), row)
+        return {
+            "task_id": self.id,
+            "status": states.CELERY[row.state],
+            "result": error if error is not None else result,
+            "traceback": None,
+            "children": [],
+            "date_done": row.finished_at,
+        }
+
+
+def outcome_of(installation: Installation, row: WorkflowRow) -> tuple[Any, Exception | None]:
+    """Return what a finished workflow returned, or the error it ended with."""
+    if row.payload is None:
+        return None, None
+    return _value(installation, row.ok, row.payload, f"The result of workflow {row.id}")
+
+
+def _value(installation: Installation, ok: bool | None, payload: Payload, what: str) -> tuple[Any, Exception | None]:
+    if not ok:
+        return None, installation.codec.decode_error(payload)
+    try:
+        return installation.codec.decode(payload, what), None
+    except Exception as error:  # noqa: BLE001 - one value that can't be read must not hide the rest
+        return None, error
+
+
+def _row(installation: Installation, workflow_id: str) -> WorkflowRow:
+    row = installation.store.workflows.by_id(workflow_id, patience=CALLER_PATIENCE)
+    if row is None:
+        raise WorkflowNotFound(f"There is no workflow {workflow_id!r}: its id is wrong, or retention has removed it.")
+    return row
+
+
+def _status(installation: Installation, row: WorkflowRow) -> WorkflowStatus:
+    args, kwargs = _arguments(installation, row)
+    result, error = outcome_of(installation, row)
+    same = {name: getattr(row, name) for name in WorkflowStatus.__slots__ if name in WorkflowRow.__slots__}
+    return WorkflowStatus(**same, args=args, kwargs=kwargs, result=result, error=error)
+
+
+def _arguments(
+    installation: Installation, row: WorkflowRow
+) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+    if row.body is None:
+        return None, None
+    try:
+        args, kwargs, _ = loads(row.body, row.content_type, row.content_encoding, accept=installation.codec.accept)
+    except Exception:  # noqa: BLE001 - undecodable arguments are no reason to hide the workflow
+        return None, None
+    return tuple(args), dict(kwargs)
+
+
+def _step(installation: Installation, row: StepRow) -> StepInfo:
+    output, error = None, None
+    if row.payload is not None:
+        output, error = _value(installation, row.ok, row.payload, f"The result of step {row.key}")
+    return StepInfo(
+        key=row.key,
+        name=row.key.rpartition("#")[0] if row.key.rpartition("#")[2].isdigit() else row.key,
+        seq=row.seq,
+        state="RETRY" if row.ok is None else "SUCCESS" if row.ok else "FAILURE",
+        output=output,
+        error=error,
+        tries=row.tries,
+        started_at=row.started_at,
+        finished_at=None if row.ok is None else row.at,
+        child_id=row.child_id,
+    )
+
+
+def _states(state: str | Iterable[str] | None) -> list[str] | None:
+    if state is None:
+        return None
+    wanted = [state] if isinstance(state, str) else list(state)
+    unknown = set(wanted) - states.ALL
+    if unknown:
+        raise ValueError(f"There is no state {sorted(unknown)}; choose of {sorted(states.ALL)}.")
+    return wanted

@@ -1,0 +1,142 @@
+"""The settings of one app: read once, validated, frozen."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any
+
+from .exceptions import ConfigurationError
+
+PREFIX = "durable_"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What ``install(app, …)`` or ``app.conf.durable_*`` say; durations are in seconds."""
+
+    #: Where the workflows live. Celery hides settings with DATABASE in their name from its reports.
+    database_url: str = ""
+    schema: str = "celery_durable"
+    #: Bring the schema up to date on first use; False leaves it to ``celery durable migrate``.
+    auto_migrate: bool = True
+    heartbeat_interval: float = 5.0
+    #: A worker that was silent for so long is taken for dead.
+    lease: float = 15.0
+    recovery_interval: float = 5.0
+    #: Queue of the beat task; None is the app's default queue.
+    recovery_queue: str | None = None
+    #: Crashes without a new checkpoint between them before a workflow is DEAD.
+    max_recovery_attempts: int = 10
+    #: Waits that are shorter stay in the worker slot.
+    suspend_after: float = 5.0
+    #: A message not taken after so long may have been lost (doubling with each try).
+    republish_after: float = 60.0
+    #: Finished workflows are kept for so long.
+    retention: float = 14 * 86400.0
+    #: kombu serializer of results and step values; None is the app's ``task_serializer``.
+    serializer: str | None = None
+    #: Largest serialized value, in bytes.
+    max_payload: int = 16 * 1024 * 1024
+    step_events: bool | str = "auto"
+    nondeterminism: str = "error"
+    eager: str = "plain"
+    #: Set this if the database is reached through pgbouncer in transaction mode.
+    pgbouncer: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Config:
+        """Build from names without prefix; raise ConfigurationError for a wrong name or value."""
+        check_names(settings)
+        given = {name: value for name, value in settings.items() if value is not None}
+        config = cls(**{name: _converted(name, value) for name, value in given.items()})
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if self.lease < 3 * self.heartbeat_interval:
+            raise ConfigurationError(
+                f"durable_lease ({self.lease:g} s) must be at least three times "
+                f"durable_heartbeat_interval ({self.heartbeat_interval:g} s), "
+                "else a single late heartbeat looks like a dead worker."
+            )
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(repr(choice) for choice in allowed)
+                raise ConfigurationError(
+                    f"durable_{name} is {getattr(self, name)!r}; choose one of {choices}."
+                )
+
+
+_FIELDS = {field.name: field for field in fields(Config)}
+_CHOICES = {
+    "nondeterminism": ("error", "warn"),
+    "eager": ("plain", "durable"),
+    "step_events": ("auto", True, False),
+}
+_DURATIONS = {
+    "heartbeat_interval",
+    "lease",
+    "recovery_interval",
+    "suspend_after",
+    "republish_after",
+    "retention",
+}
+_MAY_BE_ZERO = {"suspend_after"}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ConfigurationError for a name that isn't a setting, with the nearest one."""
+    for name in names:
+        if name not in _FIELDS:
+            nearest = difflib.get_close_matches(name, _FIELDS, n=1)
+            hint = f" Did you mean durable_{nearest[0]}?" if nearest else ""
+            raise ConfigurationError(f"There is no setting durable_{name}.{hint}")
+
+
+def setting_names() -> list[str]:
+    """Return all names of settings, without their prefix."""
+    return list(_FIELDS)
+
+
+def seconds(value: Any, what: str, *, zero: bool = False) -> float:
+    """Return a duration given as seconds or timedelta; raise ConfigurationError if it can't be one."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(f"{what} must be seconds or a timedelta, not {value!r}.")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ConfigurationError(f"{what} must be a positive, finite duration, not {value!r}.")
+    return float(value)
+
+
+def _converted(name: str, value: Any) -> Any:
+    setting = f"durable_{name}"
+    if name in _DURATIONS:
+        return seconds(value, setting, zero=name in _MAY_BE_ZERO)
+    default = _FIELDS[name].default
+    if name in _CHOICES:
+        return value
+    if isinstance(default, bool):
+        return _typed(value, bool, setting, "True or False")
+    if isinstance(default, int):
+        return _positive(_typed(value, int, setting, "a whole number"), setting)
+    return _typed(value, str, setting, "a string")
+
+
+def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        # The value itself stays out of the text: it may be a connection string.
+        raise ConfigurationError(
+            f"{setting} must be {description}, not a value of type {type(value).__name__}."
+        )
+    return value
+
+
+def _positive(value: int, setting: str) -> int:
+    if value < 1:
+        raise ConfigurationError(f"{setting} must be at least 1, not {value}.")
+    return value

@@ -1,0 +1,240 @@
+"""A workflow's message in a worker: claimed, run, settled, and told to Celery in Celery's own way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from celery import Task
+from celery import states as celery_states
+from celery.app.task import Context
+from celery.backends.base import DisabledBackend
+from celery.exceptions import Ignore, Retry
+
+from . import states
+from .engine import runner
+from .engine.context import WHILE_ALIVE, Attempt
+from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
+from .envelope import HEADER, Envelope, send_all
+from .exceptions import ConfigurationError, DurableError
+from .installation import Installation
+from .publisher import Start, birth_of, check_id
+from .request import NODE_PROPERTY
+from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
+
+logger = logging.getLogger("celery_durable")
+
+_PAUSE = 0.05
+#: Billiard ends a pool process by SystemExit(signal number - 256).
+_LOWEST_USER_EXIT = -128
+
+
+def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, max_crashes: int) -> Any:
+    """Run what a message asks for; return or raise what Celery's tracer shall make of it.
+
+    Raises Ignore for a message that has nothing to say, a message-less Retry for a workflow that goes on later.
+    """
+    message = _Message(installation, task, max_crashes)
+    found = message.claim()
+    if isinstance(found, StoredOutcome):
+        return message.deliver_stored(found)
+    attempt = Attempt.of(installation.engine, task.name, found)
+    installation.observers.tell("claimed", attempt.id, attempt.fence.attempt)
+    message.store_started()
+    outcome = runner.call_body(attempt, _without_exit(body), lambda error: _retried(attempt, error))
+    return message.tell_celery(message.settle(attempt, outcome))
+
+
+class _Message:
+    """One delivery of a workflow's message to this process."""
+
+    def __init__(self, installation: Installation, task: Task, max_crashes: int) -> None:
+        self.installation = installation
+        self.task = task
+        self.request: Context = task.request
+        self.id = str(self.request.id)
+        self.max_crashes = max_crashes
+        self.node = _node_of(self.request)
+        self.workflows = installation.store.workflows
+
+    def claim(self) -> Claim | StoredOutcome:
+        """Take the workflow, or an outcome that is still to be delivered; raise Ignore if there is neither."""
+        self.installation.observers.tell("claiming", self.id)
+        fence = Fence(self.id, 0, uuid.uuid4(), self.node)
+        give_up_at = time.monotonic() + self.installation.config.lease
+        while True:
+            claim = self.workflows.claim(self.id, self.task.name, fence.token, self.node, patience=WHILE_ALIVE)
+            if claim is not None:
+                return claim
+            look = self.workflows.look(fence, patience=WHILE_ALIVE)
+            if look is None:
+                self.bear()
+            elif look.undelivered and look.name == self.task.name:
+                return self.adopt()
+            elif look.state != states.ENQUEUED or look.late or time.monotonic() > give_up_at:
+                self.refuse(look)
+            elif look.name != self.task.name or look.draining:
+                self.refuse(look)
+            elif not look.registered:
+                time.sleep(_PAUSE)  # the node's first heartbeat is on its way
+
+    def bear(self) -> None:
+        """Only a message of a producer that doesn't have us starts a workflow by arriving."""
+        if getattr(self.request, HEADER, None) is not None:
+            logger.warning(
+                "A message of the workflow %s came, but there is no such row: it was rolled back or pruned, or its "
+                "transaction is still open. Nothing is lost: whoever commits it sends another message.", self.id,
+            )  # fmt: skip
+            raise Ignore("no such workflow")
+        check_id(self.id)
+        serializer = self.task.serializer or self.task.app.conf.task_serializer
+        envelope = Envelope.of_request(self.request, serializer, self.task.name)
+        start = Start(self.max_crashes, bool(self.request.ignore_result))
+        self.workflows.publish(birth_of(self.installation, envelope, self.id, start), patience=WHILE_ALIVE)
+
+    def adopt(self) -> StoredOutcome:
+        stored = self.workflows.adopt(self.id, self.task.name, self.node, patience=WHILE_ALIVE)
+        if stored is None:
+            raise Ignore("another process delivers the outcome")
+        return stored
+
+    def refuse(self, look: Look) -> None:
+        """This message has nothing to say here: doubled, late, or for a worker that stays."""
+        if look.name != self.task.name:
+            logger.error(
+                "The id %s belongs to a workflow of the task %s: the message of %s is dropped.",
+                self.id, look.name, self.task.name,
+            )  # fmt: skip
+        elif look.draining and look.state == states.ENQUEUED:
+            self.workflows.unsent([self.id], patience=WHILE_ALIVE)
+        raise Ignore(f"the workflow is {look.state}")
+
+    def settle(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """Commit how the attempt ends. RETRY goes to the result backend first: a resume may be very fast."""
+        if isinstance(outcome, Completed | Failed):
+            return runner.finish(attempt, outcome, dispatched=not self.is_awaited)
+        if isinstance(outcome, Waiting):
+            self.store_retry(outcome.reason)
+            return runner.suspend(attempt, outcome)
+        if isinstance(outcome, Leaving):
+            self.store_retry("handed over: the worker shuts down")
+            return runner.hand_over(attempt, self.send)
+        if isinstance(outcome, Retried):
+            self.store_retry(str(outcome.request))
+            return runner.run_again(attempt, outcome, attempt.successor)
+        return outcome
+
+    def tell_celery(self, outcome: Outcome) -> Any:
+        """Return or raise what makes Celery's tracer do the right thing."""
+        if isinstance(outcome, Completed):
+            return outcome.value
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        if isinstance(outcome, Retried):
+            self.keep_stored_state()
+            raise outcome.request
+        if isinstance(outcome, Waiting):
+            self.keep_stored_state()
+            raise _waiting(outcome.reason, outcome.seconds)
+        if isinstance(outcome, Leaving):
+            self.keep_stored_state()
+            raise _waiting("handed over: the worker shuts down", None)
+        if isinstance(outcome, Stopped):
+            self.store_revoked()
+        raise Ignore("this attempt is void")
+
+    def deliver_stored(self, stored: StoredOutcome) -> Any:
+        """Return an outcome of an earlier attempt through the tracer, as that attempt would have."""
+        codec = self.installation.codec
+        if stored.ok:
+            return codec.decode(stored.payload, f"The result of workflow {self.id}")
+        if stored.state == states.CANCELLED:
+            self.store_revoked()
+            self.confirm()
+            raise Ignore("the workflow was cancelled")
+        raise codec.decode_error(stored.payload)
+
+    def confirm(self) -> None:
+        self.workflows.confirm(self.node, [self.id], patience=WHILE_ALIVE)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether Celery has something to deliver when the workflow ends."""
+        request = self.request
+        canvas = request.callbacks or request.errbacks or request.chain or request.chord or request.group
+        return bool(canvas) or self.has_result
+
+    @property
+    def has_result(self) -> bool:
+        ignored = self.request.ignore_result if self.request.ignore_result is not None else self.task.ignore_result
+        return not ignored and not isinstance(self.task.backend, DisabledBackend)
+
+    def send(self, message: StoredMessage) -> None:
+        with self.task.app.producer_or_acquire() as producer:
+            refused = send_all(self.task.app, producer, [message])
+        if refused:
+            self.workflows.unsent(refused, patience=WHILE_ALIVE)
+
+    def store_started(self) -> None:
+        facts = {"pid": os.getpid(), "hostname": self.request.hostname}
+        self._store("STARTED", lambda backend: backend.store_result(
+            self.id, facts, celery_states.STARTED, request=self.request
+        ))  # fmt: skip
+
+    def store_retry(self, reason: str) -> None:
+        error = DurableError(reason)
+        self._store("RETRY", lambda backend: backend.mark_as_retry(self.id, error, request=self.request))
+
+    def store_revoked(self) -> None:
+        self._store("REVOKED", lambda backend: backend.mark_as_revoked(self.id, "cancelled", request=self.request))
+
+    def keep_stored_state(self) -> None:
+        """The state is stored already; Celery's tracer would store it again, perhaps over a later outcome."""
+        self.request.ignore_result = True
+
+    def _store(self, state: str, write: Callable[[Any], None]) -> None:
+        if not self.has_result:
+            return
+        try:
+            write(self.task.backend)
+        except Exception as error:  # noqa: BLE001 - Postgres knows the state; the backend only shows it
+            logger.warning("The result backend didn't take %s of workflow %s (%r).", state, self.id, error)
+
+
+def _node_of(request: Context) -> UUID:
+    node = (request.properties or {}).get(NODE_PROPERTY)
+    if node is None:
+        raise ConfigurationError(
+            "This worker has no celery_durable node: call durable.install(app, …) in the module that the worker "
+            "loads, before the worker starts."
+        )
+    return UUID(node)
+
+
+def _retried(attempt: Attempt, error: Exception) -> Outcome | None:
+    if isinstance(error, Retry) and attempt.successor is not None:
+        return Retried(error, attempt.successor_delay)
+    return None
+
+
+def _waiting(reason: str, seconds: float | None) -> Retry:
+    return Retry(reason, exc=DurableError(reason), when=seconds)
+
+
+def _without_exit(body: Callable[[], Any]) -> Callable[[], Any]:
+    """Make a failure of ``sys.exit()`` in a body; only the pool's own exit ends the process."""
+
+    def call() -> Any:
+        try:
+            return body()
+        except SystemExit as stop:
+            if isinstance(stop.code, int) and stop.code < _LOWEST_USER_EXIT:
+                raise
+            raise DurableError(f"The workflow called sys.exit({stop.code!r}).") from stop
+
+    return call

@@ -1,0 +1,1 @@
+"""Runs one attempt of a workflow: replay, steps, outcome. Knows neither Celery nor psycopg."""

@@ -1,0 +1,99 @@
+"""The one seam to watch the engine: a hook at every arrow between workers and Postgres.
+
+Monitoring, logs and the crash tests use it alike. A watcher that breaks is logged, never fatal. Hooks run in
+the process in which the thing happens, some of them in the node thread: they must be quick and must not
+make durable calls. ``HOOKS`` lists them in the order in which the life of a workflow passes them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+logger = logging.getLogger("celery_durable")
+
+
+class Observer:
+    """Does nothing at every hook; override the ones of interest."""
+
+    def publishing(self, workflow_id: str) -> None:
+        """Called before a new workflow's row is written."""
+
+    def published(self, workflow_id: str) -> None:
+        """Called when the row is committed, before its message is sent."""
+
+    def sent(self, workflow_id: str) -> None:
+        """Called when the broker has the message."""
+
+    def claiming(self, workflow_id: str) -> None:
+        """Called before a worker tries to take a workflow."""
+
+    def claimed(self, workflow_id: str, attempt: int) -> None:
+        """Called when an attempt has begun, before the workflow function runs."""
+
+    def step_replayed(self, workflow_id: str, key: str) -> None:
+        """Called when a step is answered from its checkpoint."""
+
+    def step_starting(self, workflow_id: str, key: str) -> None:
+        """Called before each try of a step's body."""
+
+    def step_returned(self, workflow_id: str, key: str) -> None:
+        """Called when a body has ended for good, before its checkpoint is written."""
+
+    def step_recorded(self, workflow_id: str, key: str) -> None:
+        """Called when the checkpoint is committed."""
+
+    def try_failed(self, workflow_id: str, key: str, error: Exception) -> None:
+        """Called when a try has failed and another one follows, before that is written."""
+
+    def try_recorded(self, workflow_id: str, key: str) -> None:
+        """Called when the failed try is committed, before the wait."""
+
+    def suspending(self, workflow_id: str, reason: str) -> None:
+        """Called before a waiting workflow gives its worker slot back."""
+
+    def suspended(self, workflow_id: str, reason: str) -> None:
+        """Called when the suspension is committed."""
+
+    def handing_over(self, workflow_id: str) -> None:
+        """Called before a workflow is given back because its worker shuts down."""
+
+    def handed_over(self, workflow_id: str) -> None:
+        """Called when the hand-over is committed, before the message is sent."""
+
+    def finishing(self, workflow_id: str, state: str) -> None:
+        """Called when the workflow function has ended, before that is written."""
+
+    def finished(self, workflow_id: str, state: str) -> None:
+        """Called when the outcome is committed, before Celery delivers it."""
+
+    def fenced(self, workflow_id: str) -> None:
+        """Called when an attempt finds that another worker owns its workflow."""
+
+    def confirmed(self, workflow_ids: list[str]) -> None:
+        """Called when nothing remains to be done for these finished workflows."""
+
+    def recovered(self, duty: str, workflow_ids: list[str]) -> None:
+        """Called when a duty of the recovery has found work, after its commit."""
+
+
+HOOKS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
+class Observers:
+    """Passes each call on to all observers; ``observers.claimed(…)`` as on a single one."""
+
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        """Watch from now on."""
+        self._observers.append(observer)
+
+    def tell(self, hook: str, *facts: Any) -> None:
+        """Call one hook of all observers."""
+        for observer in self._observers:
+            try:
+                getattr(observer, hook)(*facts)
+            except Exception:
+                logger.exception("The observer %r failed in %s; the workflow isn't touched by that.", observer, hook)

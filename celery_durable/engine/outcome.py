@@ -1,0 +1,61 @@
+"""How an attempt can end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .. import states
+from ..serialization import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The function returned."""
+
+    value: Any
+    payload: Payload
+    state: str = states.SUCCESS
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The function raised, or can't be replayed (state DEAD)."""
+
+    error: Exception
+    payload: Payload
+    state: str = states.FAILURE
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The workflow waits without a worker."""
+
+    reason: str
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """Celery's own retry of the whole workflow; ``request`` is what its tracer raises."""
+
+    request: Exception
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The worker shuts down; the workflow is handed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The workflow was cancelled under this attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Another worker has the workflow; nothing of this attempt counts any more."""
+
+
+Outcome = Completed | Failed | Waiting | Retried | Leaving | Stopped | Superseded

@@ -1,0 +1,226 @@
+"""A workflow's Celery message: kept as it was first sent, and sent again faithfully.
+
+What is kept is the final protocol message, after ``before_task_publish``: links, chains, chords, stamps and
+tracing headers included. The body stays the bytes that it was, whatever its serializer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+from kombu.serialization import dumps
+from kombu.utils.json import dumps as json_dumps
+from kombu.utils.json import loads as json_loads
+
+from .exceptions import SerializationError
+from .store.rows import StoredMessage
+
+logger = logging.getLogger("celery_durable")
+
+#: Marks our own messages: only messages without it may start a workflow by arriving.
+HEADER = "durable"
+
+#: Added by brokers on the way, or recomputed for each sending.
+_STALE_HEADERS = frozenset({HEADER, "redelivered", "compression"})
+_STALE_HEADER_PREFIXES = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
+_STALE_PROPERTIES = frozenset(
+    {"delivery_mode", "delivery_tag", "delivery_info", "body_encoding", "content_type", "content_encoding"}
+)
+#: One more try at once, for a pooled connection that had gone stale.
+_SHORT_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message, ready to be sent."""
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+    headers: Mapping[str, Any]
+    properties: Mapping[str, Any]
+    exchange: str
+    routing_key: str
+    #: The queue's name where it is known; its declaration goes with the message.
+    queue: str | None = None
+    compression: str | None = None
+    declare: tuple[Queue, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def of_publish(cls, body: Any, options: dict[str, Any], default_serializer: str) -> Envelope:
+        """Take what Celery passes to ``Producer.publish``; raise SerializationError if it can't be sent."""
+        options = dict(options)
+        headers, exchange = options.pop("headers"), options.pop("exchange", "")
+        routing_key, declare = options.pop("routing_key", "") or "", tuple(options.pop("declare", None) or ())
+        serializer = options.pop("serializer", None) or default_serializer
+        compression = options.pop("compression", None)
+        for name in ("retry", "retry_policy", "delivery_mode", "timeout", "confirm_timeout", "mandatory", "immediate"):
+            options.pop(name, None)
+        content_type, content_encoding, data = _encoded(body, serializer, str(headers.get("task")))
+        exchange_name = getattr(exchange, "name", exchange) or ""
+        return cls(
+            body=data,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            headers=_fresh_headers(headers),
+            properties={name: value for name, value in options.items() if name not in _STALE_PROPERTIES},
+            exchange=exchange_name,
+            routing_key=routing_key,
+            queue=_queue_name(exchange_name, routing_key, declare),
+            compression=compression,
+            declare=declare,
+        )
+
+    @classmethod
+    def of_request(cls, request: Any, serializer: str, task_name: str) -> Envelope:
+        """Build from a message that a foreign producer had sent, as its worker sees it."""
+        facts = vars(request)
+        embed = {name: facts.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
+        content_type, content_encoding, data = _encoded((request.args, request.kwargs, embed), serializer, task_name)
+        delivery = dict(facts.get("delivery_info") or {})
+        properties = dict(facts.get("properties") or {})
+        headers = {name: facts[name] for name in _REQUEST_HEADERS if name in facts}
+        headers.update(facts.get("headers") or {})
+        return cls(
+            body=data,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            headers=_fresh_headers({"lang": "py", **headers, "task": task_name, "eta": None, "expires": None}),
+            properties={
+                name: properties[name]
+                for name in ("correlation_id", "reply_to", "priority")
+                if properties.get(name) is not None
+            },
+            exchange=delivery.get("exchange") or "",
+            routing_key=delivery.get("routing_key") or "",
+            queue=_queue_name(delivery.get("exchange") or "", delivery.get("routing_key") or "", ()),
+        )
+
+    @classmethod
+    def of_stored(cls, message: StoredMessage) -> Envelope:
+        """Read back what ``to_text`` wrote. An attempt that has begun once can't expire any more."""
+        facts = json_loads(message.envelope)
+        headers = dict(facts["headers"])
+        if message.attempt:
+            headers["expires"] = None
+        properties = {name: value for name, value in facts["properties"].items() if name != "expiration"}
+        return cls(
+            body=message.body,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            headers=headers,
+            properties=properties,
+            exchange=facts["exchange"],
+            routing_key=facts["routing_key"],
+            queue=facts["queue"],
+            compression=facts["compression"],
+        )
+
+    def to_text(self) -> str:
+        """Return everything but the body, as JSON; raise SerializationError if a header can't be kept."""
+        facts = {
+            "headers": self.headers,
+            "properties": self.properties,
+            "exchange": self.exchange,
+            "routing_key": self.routing_key,
+            "queue": self.queue,
+            "compression": self.compression,
+        }
+        try:
+            return str(json_dumps(facts))
+        except Exception as error:
+            raise SerializationError(
+                f"A header of the task {self.headers.get('task')} can't be kept as JSON ({error}): "
+                "headers, stamps and links of a workflow must be plain data."
+            ) from error
+
+    def stored(self, workflow_id: str, attempt: int) -> StoredMessage:
+        """Return this message as it is stored."""
+        return StoredMessage(
+            workflow_id, None, attempt, self.to_text(), self.body, self.content_type, self.content_encoding
+        )
+
+    def changed(self, **headers: Any) -> Envelope:
+        """Return a copy with other values for these headers."""
+        return replace(self, headers={**self.headers, **headers})
+
+    def send(self, app: Celery, producer: Any, published_at: datetime | None) -> None:
+        """Send, with one more try at once; raises what the broker says."""
+        ours = {"queue": self.queue, "published": _stamp(published_at)}
+        producer.connection.ensure_connection(**_SHORT_TRY, reraise_as_library_errors=False)
+        producer.publish(
+            self.body,
+            content_type=self.content_type,
+            content_encoding=self.content_encoding,
+            headers={**self.headers, HEADER: ours},
+            exchange=self.exchange,
+            routing_key=self.routing_key,
+            compression=self.compression,
+            declare=list(self.declare) or _declaration(app, self.queue),
+            retry=True,
+            retry_policy=dict(_SHORT_TRY),
+            **self.properties,
+        )
+
+
+_REQUEST_HEADERS = (
+    "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr",
+    "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps",
+)  # fmt: skip
+
+
+def send_all(app: Celery, producer: Any, messages: list[StoredMessage]) -> list[str]:
+    """Send stored messages in order; return the ids of those that the broker didn't take."""
+    for number, message in enumerate(messages):
+        try:
+            Envelope.of_stored(message).send(app, producer, message.published_at)
+        except Exception as error:  # noqa: BLE001 - every transport has its own errors; the rows are kept
+            logger.warning("The broker took no message (%r); recovery tries again.", error)
+            return [unsent.workflow_id for unsent in messages[number:]]
+    return []
+
+
+def _stamp(moment: datetime | None) -> str | None:
+    """Return a time in the one form in which such texts sort as times do."""
+    return None if moment is None else moment.astimezone(timezone.utc).isoformat(timespec="microseconds")
+
+
+def _encoded(body: Any, serializer: str, task_name: str) -> tuple[str, str, bytes]:
+    try:
+        content_type, content_encoding, data = dumps(body, serializer=serializer)
+    except Exception as error:
+        raise SerializationError(
+            f"The arguments of the task {task_name} can't be serialized as {serializer} ({error}): "
+            "pass plain data, such as a key instead of an object. Nothing was enqueued."
+        ) from error
+    return content_type, content_encoding, data.encode() if isinstance(data, str) else data
+
+
+def _fresh_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in _STALE_HEADERS and not name.lower().startswith(_STALE_HEADER_PREFIXES)
+    }
+
+
+def _queue_name(exchange: str, routing_key: str, declare: tuple[Any, ...]) -> str | None:
+    if not exchange:
+        return routing_key or None
+    return next((entity.name for entity in declare if isinstance(entity, Queue)), None)
+
+
+def _declaration(app: Celery, queue: str | None) -> list[Queue]:
+    if not queue:
+        return []
+    try:
+        return [app.amqp.queues[queue]]
+    except KeyError:
+        # Neither configured here nor to be created: then it exists at the broker, or its worker makes it.
+        return []

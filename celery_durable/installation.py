@@ -1,0 +1,160 @@
+"""What ``install()`` has put together for one app, and how to find it."""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from celery import Celery, _state
+
+from .config import Config, check_names, setting_names
+from .engine.context import Engine
+from .engine.observer import Observers
+from .exceptions import NotInstalled
+from .monitoring import LogObserver
+from .recovery import Recovery, Send
+from .serialization import Codec
+from .store import Store
+
+_ATTRIBUTE = "_celery_durable"
+_KEY = re.compile(r"durable_(\w+)", re.IGNORECASE)
+
+
+class Installation:
+    """The parts of celery_durable for one app; each is built when it is first needed."""
+
+    def __init__(self, app: Celery, settings: dict[str, Any]) -> None:
+        self.app = app
+        self.settings = settings
+        self.observers = Observers()
+        self.observers.add(LogObserver())
+        #: The node of this worker's main process, while there is one.
+        self.node: Any = None
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings, validated; raises ConfigurationError."""
+        check_names(_durable_names(self.app))
+        conf = self.app.conf
+        given = {name: conf.get(f"durable_{name}") for name in setting_names()}
+        return Config.from_settings({**given, **self.settings})
+
+    @cached_property
+    def codec(self) -> Codec:
+        """How values are stored."""
+        conf = self.app.conf
+        serializer = self.config.serializer or conf.task_serializer
+        return Codec.of(serializer, conf.accept_content, self.config.max_payload)
+
+    @cached_property
+    def store(self) -> Store:
+        """Postgres, for tasks and callers; raises ConfigurationError."""
+        return self._store(Store.shared)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What all attempts share."""
+        config = self.config
+        return Engine(
+            store=self.store,
+            codec=self.codec,
+            observers=self.observers,
+            lease=config.lease,
+            suspend_after=config.suspend_after,
+            republish_after=config.republish_after,
+            nondeterminism=config.nondeterminism,
+        )
+
+    def store_of_one_thread(self) -> Store:
+        """Return a store with a connection of its own."""
+        return self._store(Store.of_one_thread)
+
+    def recovery(self, send: Send, *, store: Store | None = None, patience: float) -> Recovery:
+        """Return the duties of the recovery, which send with ``send``."""
+        config = self.config
+        return Recovery(
+            engine=self.engine,
+            store=store or self.store,
+            send=send,
+            retention=config.retention,
+            max_recovery_attempts=config.max_recovery_attempts,
+            patience=patience,
+        )
+
+    def _store(self, make: Callable[..., Store]) -> Store:
+        config = self.config
+        return make(
+            config.database_url,
+            config.schema,
+            auto_migrate=config.auto_migrate,
+            lease=config.lease,
+            pgbouncer=config.pgbouncer,
+        )
+
+
+_apps: weakref.WeakSet[Celery] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def register(app: Celery, installation: Installation) -> None:
+    """Remember what was installed on an app."""
+    with _lock:
+        setattr(app, _ATTRIBUTE, installation)
+        _apps.add(app)
+
+
+def registered(app: Celery) -> Installation | None:
+    """Return what was installed on this very app."""
+    found: Installation | None = getattr(app, _ATTRIBUTE, None)
+    return found
+
+
+def installed_on(app: Celery) -> Installation:
+    """Return what was installed on an app; raise NotInstalled."""
+    found = registered(app)
+    if found is None:
+        raise NotInstalled(
+            f"celery_durable isn't installed on the app {_label(app)}: call durable.install(app, database_url=…) "
+            "where the app is made."
+        )
+    return found
+
+
+def find(app: Celery | None = None) -> Installation:
+    """Return the installation that a call means.
+
+    That of ``app``; else of the running task's app, of Celery's current app, or of the only installed one.
+    Raises NotInstalled, which names the candidates.
+    """
+    if app is not None:
+        return installed_on(app)
+    task = _state.get_current_task()
+    for candidate in (task.app if task is not None else None, _state._get_current_app()):
+        if candidate is not None and (found := registered(candidate)) is not None:
+            return found
+    candidates = list(_apps)
+    if len(candidates) == 1:
+        return installed_on(candidates[0])
+    if not candidates:
+        raise NotInstalled()
+    names = ", ".join(sorted(_label(candidate) for candidate in candidates))
+    raise NotInstalled(f"celery_durable is installed on several apps ({names}): say which one with app=….")
+
+
+def _label(app: Celery) -> str:
+    return str(app.main or hex(id(app)))
+
+
+def _durable_names(app: Celery) -> list[str]:
+    """Return the names of all durable_* settings that the app was given, known or not."""
+    prefix = f"{namespace.lower()}_" if (namespace := getattr(app, "namespace", None)) else ""
+    names = set()
+    for key in app.conf:
+        match = _KEY.fullmatch(str(key).lower().removeprefix(prefix))
+        if match:
+            names.add(match[1])
+    return sorted(names)

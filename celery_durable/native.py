@@ -1,0 +1,99 @@
+"""Threads, locks and polling of the operating system, whatever a green pool has patched."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from .exceptions import ConfigurationError
+
+
+def original(module: str, name: str) -> Any:
+    """Return what a module of the standard library had before gevent or eventlet patched it."""
+    if "gevent.monkey" in sys.modules:
+        return sys.modules["gevent.monkey"].get_original(module, name)
+    if "eventlet.patcher" in sys.modules:
+        return getattr(sys.modules["eventlet.patcher"].original(module), name)
+    return getattr(importlib.import_module(module), name)
+
+
+def check_eventlet() -> None:
+    """Raise ConfigurationError where a statement would hold up the whole eventlet worker."""
+    patcher = sys.modules.get("eventlet.patcher")
+    if patcher is None or not patcher.is_monkey_patched("socket"):
+        return
+    if os.environ.get("PSYCOPG_WAIT_FUNC") != "wait_select":
+        raise ConfigurationError(
+            "Under eventlet, psycopg's own waiting blocks the whole worker: set the environment variable "
+            "PSYCOPG_WAIT_FUNC=wait_select before the worker starts, or use the gevent pool."
+        )
+
+
+class Bell:
+    """Wakes a polling thread from anywhere, signal handlers included; watches processes on Linux."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = original("select", "poll")()
+        self._poll.register(self._reader)
+        self._processes: dict[int, int] = {}  # pidfd -> pid
+
+    def ring(self) -> None:
+        """End the current or the next wait."""
+        try:
+            os.write(self._writer, b"!")
+        except BlockingIOError:
+            pass  # the pipe is full of rings that nobody has answered yet
+
+    def wait(self, seconds: float) -> list[int]:
+        """Wait until a ring, a death or so many seconds; return the processes that have died."""
+        ready = self._poll.poll(max(seconds, 0) * 1000)
+        died = []
+        for descriptor, _ in ready:
+            if descriptor == self._reader:
+                self._answer()
+            elif descriptor in self._processes:
+                died.append(self._processes[descriptor])
+                self._forget(descriptor)
+        return died
+
+    def watch(self, pids: set[int]) -> None:
+        """Watch these processes, and no others."""
+        watched = set(self._processes.values())
+        for pid in pids - watched:
+            self._add(pid)
+        for descriptor, pid in list(self._processes.items()):
+            if pid not in pids:
+                self._forget(descriptor)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for descriptor in list(self._processes):
+            self._forget(descriptor)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _answer(self) -> None:
+        try:
+            while os.read(self._reader, 512):
+                pass
+        except BlockingIOError:
+            return
+
+    def _add(self, pid: int) -> None:
+        open_process = getattr(os, "pidfd_open", None)
+        if open_process is None:
+            return
+        try:
+            descriptor = open_process(pid)
+        except OSError:
+            return  # gone already, or a kernel without pidfds: Celery itself notices later
+        self._processes[descriptor] = pid
+        self._poll.register(descriptor)
+
+    def _forget(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._processes[descriptor]
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""Task options of steps and workflows, as Celery names them: read, checked, made into policies."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery import Task
+
+from .config import seconds
+from .engine.retry import RetryPolicy
+from .engine.step import StepSpec
+from .exceptions import ConfigurationError
+
+MAX_NAME = 255
+DEFAULT_RETRIES = 3
+_RETRY_OPTIONS = ("max_retries", "retry_backoff", "retry_backoff_max", "retry_backoff_rate", "retry_jitter")
+STEP_OPTIONS = (
+    "autoretry_for", "dont_autoretry_for", "retry_if", "max_retries", "retry_backoff", "retry_backoff_rate",
+    "retry_backoff_max", "retry_jitter", "default_retry_delay", "retry_kwargs", "throws", "soft_time_limit",
+)  # fmt: skip
+
+
+def given(cls: type, names: tuple[str, ...] = STEP_OPTIONS) -> dict[str, Any]:
+    """Return the options that a task class or its bases declare, without Celery's own defaults.
+
+    It must be asked before Celery binds the class: binding fills time limits from the app's configuration,
+    and an app-wide limit of tasks isn't a limit of each step.
+    """
+    found: dict[str, Any] = {}
+    for klass in cls.__mro__:
+        if klass is Task or klass.__module__.startswith("celery."):
+            continue
+        for name in names:
+            if name in vars(klass):
+                found.setdefault(name, vars(klass)[name])
+    return {name: value for name, value in found.items() if value is not None or name == "max_retries"}
+
+
+def step_spec(name: str, options: Mapping[str, Any], *, celery_arithmetic: bool = False) -> StepSpec:
+    """Return a step's policies; raise ConfigurationError for a value that can't be meant."""
+    check_name(name)
+    limit = options.get("soft_time_limit")
+    return StepSpec(
+        name=name,
+        retry=_retry_policy(options, celery_arithmetic=celery_arithmetic),
+        soft_time_limit=None if limit is None else seconds(limit, "soft_time_limit"),
+    )
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigurationError for a step's name that can't be stored, or that every lambda has."""
+    if not name or "<lambda>" in name:
+        raise ConfigurationError("A lambda as a step must be given a name: durable.as_step(function, name='fetch').")
+    if len(name) > MAX_NAME or "\x00" in name:
+        raise ConfigurationError(f"A step's name has at most {MAX_NAME} characters and no NUL: {name[:80]!r}.")
+
+
+def retry_any_error(options: dict[str, Any]) -> dict[str, Any]:
+    """``max_retries`` alone, on a plain function, means any Exception."""
+    if options.get("max_retries") != 0 and "max_retries" in options and not options.keys() & {"autoretry_for", "retry_if"}:
+        return {**options, "autoretry_for": (Exception,)}
+    return options
+
+
+def warn_if_never_retried(name: str, options: Mapping[str, Any]) -> None:
+    """Retry options that nothing can trigger are a mistake: Celery itself ignores them in silence."""
+    if not options.keys() & {"autoretry_for", "retry_if"} and options.keys() & set(_RETRY_OPTIONS):
+        warnings.warn(
+            f"The step {name} has retry options, but neither autoretry_for nor retry_if, so it is never retried: "
+            "add autoretry_for=(Exception,).",
+            stacklevel=2,
+        )
+
+
+def check_bypass(cls: type, ours: type) -> None:
+    """Raise ConfigurationError if a base before ours replaces ``__call__`` and doesn't pass the call on."""
+    for klass in cls.__mro__[: cls.__mro__.index(ours)]:
+        call = vars(klass).get("__call__")
+        code = getattr(call, "__code__", None)
+        if call is not None and (code is None or "super" not in code.co_names):
+            raise ConfigurationError(
+                f"{klass.__module__}.{klass.__qualname__}.__call__ doesn't call super().__call__(…), so "
+                f"{ours.__name__} would never see the call: let it do so, or put durable.{ours.__name__} first."
+            )
+
+
+def _retry_policy(options: Mapping[str, Any], *, celery_arithmetic: bool) -> RetryPolicy:
+    retry_kwargs = dict(options.get("retry_kwargs") or {})
+    backoff = _backoff(options.get("retry_backoff"))
+    delay = retry_kwargs.get("countdown", options.get("default_retry_delay", 180))
+    wants_retries = any(options.get(name) for name in ("autoretry_for", "retry_if", "retry_backoff"))
+    return RetryPolicy(
+        max_retries=_max_retries({**options, **retry_kwargs}, DEFAULT_RETRIES if wants_retries else 0),
+        autoretry_for=_exceptions(options, "autoretry_for"),
+        dont_autoretry_for=_exceptions(options, "dont_autoretry_for"),
+        retry_if=_predicate(options.get("retry_if")),
+        retry_backoff=backoff,
+        retry_backoff_rate=_rate(options.get("retry_backoff_rate", 2.0)),
+        retry_backoff_max=seconds(options.get("retry_backoff_max", 600), "retry_backoff_max"),
+        retry_jitter=bool(options.get("retry_jitter", True)),
+        default_retry_delay=seconds(delay, "default_retry_delay", zero=True),
+        whole_seconds=celery_arithmetic,
+    )
+
+
+def _max_retries(options: Mapping[str, Any], default: int) -> int | None:
+    value = options.get("max_retries", default)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(f"max_retries must be a whole number from 0, or None for ever, not {value!r}.")
+    return value
+
+
+def _backoff(value: Any) -> float | None:
+    if value is None or value is False:
+        return None
+    return 1.0 if value is True else seconds(value, "retry_backoff")
+
+
+def _rate(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 1:
+        raise ConfigurationError(f"retry_backoff_rate must be a number from 1.0 (fixed interval), not {value!r}.")
+    return float(value)
+
+
+def _exceptions(options: Mapping[str, Any], name: str) -> tuple[type[BaseException], ...]:
+    value = options.get(name) or ()
+    classes = tuple(value) if isinstance(value, list | tuple | set) else (value,)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            raise ConfigurationError(f"{name} must be a tuple of exception classes, not {value!r}.")
+    return classes
+
+
+def _predicate(value: Any) -> Callable[[BaseException], bool] | None:
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"retry_if must be a function of the exception, not {value!r}.")
+    return value

@@ -1,0 +1,200 @@
+"""The row-first producer: Celery hands it the final message, it writes the row, then sends.
+
+It stands in for kombu's Producer in ``apply_async``, because there the message is complete (after
+``before_task_publish``, tracing headers included) and an error reaches the caller; in a Celery signal it
+wouldn't, and a database that is down would publish a message without a row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from celery import Celery
+from celery.backends.base import DisabledBackend
+from celery.backends.redis import RedisBackend
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+
+from .client import CALLER_PATIENCE
+from .envelope import Envelope
+from .exceptions import WorkflowConflict
+from .installation import Installation
+from .serialization import printable
+from .store import Birth
+
+logger = logging.getLogger("celery_durable")
+
+MAX_ID = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a workflow is to be started; durations are in seconds."""
+
+    max_crashes: int
+    ignore_result: bool
+    #: Until it may start; None: now.
+    delay: float | None = None
+    timeout: float | None = None
+
+
+class RowFirst:
+    """What ``apply_async`` gets for a producer."""
+
+    def __init__(self, installation: Installation, start: Start, producer: Any = None) -> None:
+        self._installation = installation
+        self._start = start
+        self._producer = producer
+        self.connection = _Unconnected()
+        self._published = False
+
+    def __bool__(self) -> bool:
+        # Celery takes a producer that is false for none at all.
+        return True
+
+    def publish(self, body: Any, **options: Any) -> None:
+        """Write the row, then send. A later call is Celery's own task-sent event, which is only passed on."""
+        if self._published:
+            self._pass_on(body, options)
+            return
+        envelope = self._envelope(body, options)
+        self._published = True
+        workflow_id = str(envelope.headers["id"])
+        observers = self._installation.observers
+        observers.tell("publishing", workflow_id)
+        birth = self._birth(workflow_id, envelope)
+        born, published_at = self._installation.store.workflows.publish(birth, patience=CALLER_PATIENCE)
+        observers.tell("published", workflow_id)
+        if not born:
+            self._check_name(birth)
+        elif self._start.delay is None:
+            self._send(workflow_id, envelope, published_at)
+
+    def _envelope(self, body: Any, options: dict[str, Any]) -> Envelope:
+        app = self._installation.app
+        envelope = Envelope.of_publish(body, options, app.conf.task_serializer)
+        self._installation.codec.check_size(envelope.body, f"The message of the task {envelope.headers.get('task')}")
+        return envelope.changed(ignore_result=self._start.ignore_result)
+
+    def _birth(self, workflow_id: str, envelope: Envelope) -> Birth:
+        return birth_of(self._installation, envelope, workflow_id, self._start)
+
+    def _check_name(self, birth: Birth) -> None:
+        taken_by = self._installation.store.workflows.name_of(birth.id, patience=CALLER_PATIENCE)
+        if taken_by is not None and taken_by != birth.name:
+            raise WorkflowConflict(
+                f"The id {birth.id!r} is taken by a workflow of the task {taken_by}, so {birth.name} can't have it: "
+                "choose another task_id."
+            )
+
+    def _send(self, workflow_id: str, envelope: Envelope, published_at: datetime | None) -> None:
+        """Wake a worker. The row is safe: if the broker doesn't answer, recovery sends the message later."""
+        app = self._installation.app
+        try:
+            with app.producer_or_acquire(self._producer) as producer:
+                self._expect_result(producer, workflow_id)
+                envelope.send(app, producer, published_at)
+        except Exception as error:  # noqa: BLE001 - every transport and backend has its own errors
+            logger.warning(
+                "The workflow %s is stored, but its message couldn't be sent (%r); recovery sends it.",
+                workflow_id, error,
+            )  # fmt: skip
+            self._installation.store.workflows.unsent([workflow_id], patience=CALLER_PATIENCE)
+        else:
+            self._installation.observers.tell("sent", workflow_id)
+
+    def _expect_result(self, producer: Any, workflow_id: str) -> None:
+        """Let the result backend prepare, which Celery does before it publishes and we after the row.
+
+        Redis' preparation is only a subscription, which ``get()`` makes again; a dead Redis would hold the
+        caller for many seconds here.
+        """
+        backend = self._installation.app.backend
+        if self._start.ignore_result or isinstance(backend, RedisBackend | DisabledBackend):
+            return
+        producer.connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        backend.on_task_call(producer, workflow_id)
+
+    def _pass_on(self, body: Any, options: dict[str, Any]) -> None:
+        try:
+            with self._installation.app.producer_or_acquire(self._producer) as producer:
+                producer.publish(body, **{**options, "retry": False})
+        except Exception as error:  # noqa: BLE001 - a monitoring event is no reason to fail a start
+            logger.debug("The task-sent event of a workflow couldn't be sent (%r).", error)
+
+
+class Captured:
+    """A producer that keeps the message: Celery's retry of a whole workflow, which its attempt commits."""
+
+    def __init__(self, installation: Installation, ignore_result: bool) -> None:
+        self._installation = installation
+        self._ignore_result = ignore_result
+        self.connection = _Unconnected()
+        self.envelope: Envelope | None = None
+
+    def __bool__(self) -> bool:
+        return True
+
+    def publish(self, body: Any, **options: Any) -> None:
+        """Keep the first message; what follows is a monitoring event."""
+        if self.envelope is None:
+            envelope = Envelope.of_publish(body, options, self._installation.app.conf.task_serializer)
+            self.envelope = envelope.changed(ignore_result=self._ignore_result)
+
+
+def birth_of(installation: Installation, envelope: Envelope, workflow_id: str, start: Start) -> Birth:
+    """Return the rows of a new workflow."""
+    headers = envelope.headers
+    queue = envelope.queue or envelope.routing_key or installation.app.conf.task_default_queue
+    return Birth(
+        id=workflow_id,
+        name=str(headers["task"]),
+        queue=printable(queue),
+        envelope=envelope.to_text(),
+        body=envelope.body,
+        content_type=envelope.content_type,
+        content_encoding=envelope.content_encoding,
+        max_crashes=start.max_crashes,
+        republish_after=installation.config.republish_after,
+        delay=start.delay,
+        timeout=start.timeout,
+        parent_id=headers.get("parent_id"),
+        root_id=headers.get("root_id"),
+    )
+
+
+def check_id(workflow_id: Any) -> str:
+    """Raise ValueError for a task id that can't be a workflow's."""
+    if not isinstance(workflow_id, str) or not workflow_id:
+        raise ValueError(f"A workflow's task_id must be a string that isn't empty, not {workflow_id!r}.")
+    if len(workflow_id) > MAX_ID:
+        raise ValueError(f"A workflow's task_id may have {MAX_ID} characters, this one has {len(workflow_id)}.")
+    if "\x00" in workflow_id:
+        raise ValueError("A workflow's task_id can't contain a NUL character: Postgres doesn't store it.")
+    return workflow_id
+
+
+def seconds_until(app: Celery, countdown: Any, eta: Any) -> float | None:
+    """Return Celery's ``countdown`` or ``eta`` as seconds from now, None for a start at once.
+
+    The database waits for it, not the broker: no visibility timeout, and no worker that holds the message.
+    """
+    if countdown is not None:
+        return max(float(countdown), 0.0) or None
+    if eta is None:
+        return None
+    due = maybe_make_aware(maybe_iso8601(eta), app.timezone)
+    return max((due - app.now()).total_seconds(), 0.0) or None
+
+
+class _Unconnected:
+    """The connection of a producer that has none: Celery only asks it to translate errors."""
+
+    @contextmanager
+    def _reraise_as_library_errors(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with nullcontext():
+            yield

@@ -1,0 +1,154 @@
+"""The duties that bring every workflow to an end, whatever has died.
+
+Each duty is one set-based statement that skips what others have locked, in batches, and publishes only what
+it has committed. All of them are safe in any number of copies at once: the beat task and the elected node
+thread may both run them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from . import states
+from .engine.context import Engine
+from .exceptions import WorkflowCancelledError, WorkflowDead
+from .serialization import Payload
+from .store import Store
+from .store.rows import StoredMessage
+
+logger = logging.getLogger("celery_durable.recovery")
+
+BATCH = 100
+
+#: Sends messages and returns the ids of those that the broker didn't take.
+Send = Callable[[list[StoredMessage]], Collection[str]]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The duties, with a store and a way to send. ``patience``: seconds to wait for the database."""
+
+    engine: Engine
+    store: Store
+    send: Send
+    retention: float
+    max_recovery_attempts: int
+    patience: float
+
+    def sweep(self) -> dict[str, int]:
+        """Do all duties once; return how many workflows each has found.
+
+        A duty that fails is logged and left to the next sweep: nothing that it had begun is half done.
+        """
+        duties: dict[str, Callable[[], int]] = {
+            "rescue": self.rescue,
+            "expire": self.expire,
+            "wake": self.wake,
+            "redispatch": self.redispatch,
+            "republish": self.republish,
+            "prune": self.prune,
+        }
+        found = {}
+        for name, duty in duties.items():
+            try:
+                found[name] = duty()
+            except Exception:
+                logger.exception("The recovery duty %r failed; the next sweep does it.", name)
+        return found
+
+    def rescue(self, node: UUID | None = None, lost: Collection[str] = ()) -> int:
+        """Enqueue orphans again. ``lost`` names workflows whose process has died on ``node``."""
+        return self._all("rescue", self._rescued(node, lost))
+
+    def expire(self) -> int:
+        """Cancel what is past its deadline."""
+        return self._all("expire", self._batches(self._expired))
+
+    def wake(self) -> int:
+        """Enqueue what has waited long enough."""
+        return self._all("wake", self._batches(lambda: self.store.workflows.wake(limit=BATCH, patience=self.patience)))
+
+    def republish(self) -> int:
+        """Send what hasn't been sent, or has most likely been lost."""
+        return self._all("republish", self._sent(self._to_republish))
+
+    def redispatch(self) -> int:
+        """Let outcomes be delivered whose owner died before Celery had done so."""
+        return self._all("redispatch", self._sent(self._to_redispatch))
+
+    def prune(self) -> int:
+        """Delete what finished longer ago than the retention."""
+        return self._all("prune", self._batches(self._pruned))
+
+    def next_due(self) -> float | None:
+        """Return the seconds until the next timer is due."""
+        return self.store.workflows.next_due(patience=self.patience)
+
+    def _rescued(self, node: UUID | None, lost: Collection[str]) -> Iterator[list[str]]:
+        verdict = self._verdict(
+            WorkflowDead(
+                f"The workflow was given up: its worker died more than {self.max_recovery_attempts} times "
+                "since its last completed step. Resume it after the cause is mended."
+            )
+        )
+        while True:
+            rows = self.store.workflows.rescue(
+                node, lost, lease=self.engine.lease, verdict=verdict, limit=BATCH, patience=self.patience
+            )
+            for workflow_id, state in rows:
+                if state == states.DEAD:
+                    logger.error("The workflow %s is DEAD: too many crashes without a completed step.", workflow_id)
+                else:
+                    logger.warning("The workflow %s lost its worker and is enqueued again.", workflow_id)
+            yield [workflow_id for workflow_id, _ in rows]
+            if len(rows) < BATCH:
+                return
+
+    def _expired(self) -> list[str]:
+        verdict = self._verdict(WorkflowCancelledError("The workflow was cancelled: its workflow_timeout has passed."))
+        return self.store.workflows.expire(verdict=verdict, limit=BATCH, patience=self.patience)
+
+    def _pruned(self) -> list[str]:
+        return self.store.workflows.prune(retention=self.retention, limit=BATCH, patience=self.patience)
+
+    def _to_republish(self) -> list[StoredMessage]:
+        return self.store.workflows.republish(
+            republish_after=self.engine.republish_after, limit=BATCH, patience=self.patience
+        )
+
+    def _to_redispatch(self) -> list[StoredMessage]:
+        return self.store.workflows.redispatch(
+            republish_after=self.engine.republish_after, lease=self.engine.lease, limit=BATCH, patience=self.patience
+        )
+
+    def _sent(self, take: Callable[[], list[StoredMessage]]) -> Iterator[list[str]]:
+        """Take messages and send them, until a batch isn't full or the broker takes no more."""
+        while True:
+            messages = take()
+            refused = self.send(messages) if messages else ()
+            if refused:
+                self.store.workflows.unsent(refused, patience=self.patience)
+            yield [message.workflow_id for message in messages if message.workflow_id not in set(refused)]
+            if len(messages) < BATCH or refused:
+                return
+
+    def _batches(self, take: Callable[[], list[str]]) -> Iterator[list[str]]:
+        while True:
+            ids = take()
+            yield ids
+            if len(ids) < BATCH:
+                return
+
+    def _all(self, duty: str, batches: Iterator[list[str]]) -> int:
+        count = 0
+        for ids in batches:
+            if ids:
+                self.engine.observers.tell("recovered", duty, ids)
+            count += len(ids)
+        return count
+
+    def _verdict(self, error: Exception) -> Payload:
+        return self.engine.codec.encode_error(error)

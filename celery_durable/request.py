@@ -1,0 +1,222 @@
+"""A durable task's request in the worker's main process.
+
+Keeps the registry of what is in execution, sees lost pool processes, and gives a workflow back instead of
+failing it. Nothing here waits for the database: the node thread does that.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from .envelope import HEADER
+from .installation import installed_on
+
+NODE_PROPERTY = "durable_node"
+
+
+class NodeLike(Protocol):
+    """What a request tells the node of its worker; none of it waits."""
+
+    id: Any
+
+    def started(self, request: Any) -> None: ...
+    def ended(self, request: Any, *, delivered: bool) -> None: ...
+    def accepted(self, queue: str, published: str) -> None: ...
+    def lost(self, request: Any) -> None: ...
+    def hand_over(self, request: Any) -> None: ...
+    def expired(self, workflow_id: str) -> None: ...
+    def wake_in(self, seconds: float) -> None: ...
+
+
+class DurableRequest(Request):
+    """Tells the node when a durable task starts and ends here, and how."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Celery derives a class for each task, whose methods replace ours: put ours around them."""
+        super().__init_subclass__(**kwargs)
+        for name, around in (("execute_using_pool", _starting), ("on_success", _succeeding)):
+            if name in vars(cls):
+                setattr(cls, name, around(vars(cls)[name]))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.node is not None:
+            properties = {**(self._request_dict.get("properties") or {}), NODE_PROPERTY: str(self.node.id)}
+            self._request_dict["properties"] = properties
+
+    @property
+    def node(self) -> NodeLike | None:
+        """The node of this worker, if it has one."""
+        found: NodeLike | None = installed_on(self._app).node
+        return found
+
+    @property
+    def durable(self) -> dict[str, Any]:
+        """Our own header, empty in a foreign message."""
+        header = self._request_dict.get(HEADER)
+        return header if isinstance(header, dict) else {}
+
+    def revoked(self) -> bool:
+        """Only ``expires`` counts: a resumed workflow has an id that Celery may remember as revoked."""
+        if self._already_revoked:
+            return True
+        if not self._has_expired():
+            return False
+        self._announce_revoked("expired", False, None, True)
+        if self.node is not None:
+            self.node.expired(self.id)
+        return True
+
+    def on_accepted(self, pid: Any, time_accepted: Any) -> None:
+        """A pool process has taken the message."""
+        super().on_accepted(pid, time_accepted)
+        queue, published = self.durable.get("queue"), self.durable.get("published")
+        if self.node is not None and isinstance(queue, str) and isinstance(published, str):
+            self.node.accepted(queue, published)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """The attempt has ended otherwise than by returning; a lost process isn't a failure of the workflow."""
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if self._is_lost(error):
+            self._give_back(error)
+            return
+        try:
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        finally:
+            self._ended(delivered=not isinstance(error, Retry | Ignore | Reject))
+            if isinstance(error, Retry) and isinstance(error.when, int | float) and self.node is not None:
+                self.node.wake_in(float(error.when))
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Celery's hard limit kills the process: that is a crash of this attempt."""
+        if soft:
+            super().on_timeout(soft, timeout)
+        else:
+            self._give_back(TimeoutError(f"hard time limit ({timeout} s)"))
+
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        """A cold shutdown: the workflow goes on elsewhere."""
+        task_ready(self)
+        self._already_cancelled = True
+        self.send_event("task-retried", exception="handed over: the worker shuts down", traceback="")
+        if self.node is not None:
+            self.node.hand_over(self)
+
+    def _is_lost(self, error: BaseException) -> bool:
+        if self._already_cancelled or self._already_revoked:
+            return False
+        return isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt)
+
+    def _give_back(self, reason: BaseException) -> None:
+        task_ready(self)
+        if self.task.acks_late:
+            self.acknowledge()
+        self.send_event("task-retried", exception=repr(reason), traceback="")
+        if self.node is not None:
+            self.node.lost(self)
+
+    def _has_expired(self) -> bool:
+        if not self.expires:
+            return False
+        now = self.expires.now(self.expires.tzinfo)
+        return bool(now > self.expires)
+
+    def _ended(self, *, delivered: bool) -> None:
+        if self.node is not None:
+            self.node.ended(self, delivered=delivered)
+
+
+def _starting(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a request before the pool can have it."""
+
+    @wraps(execute)
+    def execute_using_pool(self: DurableRequest, pool: Any, **kwargs: Any) -> Any:
+        if self.node is not None:
+            self.node.started(self)
+        try:
+            return execute(self, pool, **kwargs)
+        except BaseException:
+            self._ended(delivered=False)
+            raise
+
+    return execute_using_pool
+
+
+def _succeeding(succeed: Callable[..., Any]) -> Callable[..., Any]:
+    """Note that Celery's tracer has done its part. A failure comes this way too, and on to on_failure."""
+
+    @wraps(succeed)
+    def on_success(self: DurableRequest, failed__retval__runtime: Any, **kwargs: Any) -> None:
+        succeed(self, failed__retval__runtime, **kwargs)
+        if not failed__retval__runtime[0]:
+            self._ended(delivered=True)
+
+    return on_success
+
+
+class Registry:
+    """The requests in execution on this node, and the outcomes that it has still to confirm.
+
+    ``lock`` must be a lock of the operating system, not one of a green pool: the node thread is a native one.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        # Weak: a request that Celery drops without a word, as on a lost connection, must not stay for ever.
+        self._requests: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._delivered: set[str] = set()
+        self._accepted: dict[str, str] = {}
+
+    def add(self, request: Any) -> None:
+        """A request goes to the pool."""
+        with self._lock:
+            self._requests.add(request)
+
+    def remove(self, request: Any, *, delivered: bool) -> None:
+        """A request has left the pool; ``delivered``: its outcome is to be confirmed."""
+        with self._lock:
+            self._requests.discard(request)
+            if delivered:
+                self._delivered.add(request.id)
+
+    def accepted(self, queue: str, published: str) -> None:
+        """Note the newest message that was taken from a queue."""
+        with self._lock:
+            if published > self._accepted.get(queue, ""):
+                self._accepted[queue] = published
+
+    def snapshot(self) -> tuple[set[str], dict[str, str]]:
+        """Return what is active, unconfirmed outcomes included, and what was accepted."""
+        with self._lock:
+            return {request.id for request in self._requests} | self._delivered, dict(self._accepted)
+
+    def delivered(self) -> set[str]:
+        """Return the outcomes to confirm; they count as active until ``confirmed``."""
+        with self._lock:
+            return set(self._delivered)
+
+    def confirmed(self, ids: set[str]) -> None:
+        """Forget outcomes that were confirmed."""
+        with self._lock:
+            self._delivered -= ids
+
+    def runs_twice(self, workflow_id: str) -> bool:
+        """Tell whether another request of this workflow is in execution here."""
+        with self._lock:
+            return any(request.id == workflow_id for request in self._requests)
+
+    def of_process(self, pid: int) -> list[Any]:
+        """Return the requests that a pool process has."""
+        with self._lock:
+            return [request for request in self._requests if request.worker_pid == pid]

@@ -1,0 +1,43 @@
+"""The only room that speaks Postgres: one module and one ``.sql`` file a table, each transition one statement."""
+
+from __future__ import annotations
+
+from .checkpoints import Checkpoints, StepRecord
+from .migrate import checker
+from .nodes import NodeFacts, Nodes
+from .pool import Connections, Database, pooled, single, where
+from .workflows import Birth, Workflows
+
+__all__ = ["Birth", "NodeFacts", "StepRecord", "Store", "check_url"]
+
+
+class Store:
+    """All tables of one schema, through one source of connections."""
+
+    def __init__(self, connections: Connections, url: str, schema: str, *, auto_migrate: bool) -> None:
+        database = Database(connections, where(url), checker(schema, auto_migrate=auto_migrate))
+        self._database = database
+        self.workflows = Workflows(database, schema)
+        self.checkpoints = Checkpoints(database, schema)
+        self.nodes = Nodes(database, schema)
+
+    @classmethod
+    def shared(cls, url: str, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:
+        """Return the store for tasks and callers: a lazy pool in each process."""
+        where(url)
+        return cls(pooled(url, lease=lease, pgbouncer=pgbouncer), url, schema, auto_migrate=auto_migrate)
+
+    @classmethod
+    def of_one_thread(cls, url: str, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:
+        """Return a store with a single connection, for a thread that must not wait for others."""
+        where(url)
+        return cls(single(url, lease=lease, pgbouncer=pgbouncer), url, schema, auto_migrate=auto_migrate)
+
+    def close(self) -> None:
+        """Close all connections of this process."""
+        self._database.close()
+
+
+def check_url(url: str) -> None:
+    """Raise ConfigurationError if this can't be a Postgres connection URL."""
+    where(url)

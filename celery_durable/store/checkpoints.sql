@@ -1,0 +1,66 @@
+-- name: save
+-- A step, fast: fence, drain flag, deadline and checkpoint in one statement. It writes only if all is well;
+-- no row, or a unique violation, asks for save_slow.
+WITH run AS (
+    SELECT w.id FROM {schema}.workflow w JOIN {schema}.node n ON n.id = w.node AND NOT n.draining
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state = 'RUNNING'
+    AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
+    FOR KEY SHARE OF w
+)
+INSERT INTO {schema}.checkpoint
+    (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, errors, started_at, at)
+SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(ok)s, %(value)s, %(content_type)s, %(args)s, %(fingerprint)s,
+    %(errors)s, clock_timestamp() - make_interval(secs => %(took)s), clock_timestamp()
+FROM run
+
+-- name: save_slow
+-- A step, slow: record under RUNNING or CANCELLED if the token matches, keep an outcome that is already there,
+-- and tell how the run stands. No row: another worker owns it.
+WITH run AS (
+    SELECT w.id, w.state, coalesce(n.draining, false) AS draining,
+        coalesce(w.deadline <= clock_timestamp(), false) AS late
+    FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state IN ('RUNNING', 'CANCELLED')
+    FOR KEY SHARE OF w
+), saved AS (
+    INSERT INTO {schema}.checkpoint AS c
+        (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, errors, started_at, at)
+    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(ok)s, %(value)s, %(content_type)s, %(args)s, %(fingerprint)s,
+        %(errors)s, clock_timestamp() - make_interval(secs => %(took)s), clock_timestamp()
+    FROM run
+    ON CONFLICT (workflow, key) DO UPDATE
+    SET attempt = excluded.attempt, tries = excluded.tries, ok = excluded.ok, value = excluded.value,
+        content_type = excluded.content_type, errors = excluded.errors, wake_at = NULL,
+        started_at = excluded.started_at, at = excluded.at
+    WHERE c.ok IS NULL
+    RETURNING true
+)
+SELECT run.state, run.draining, run.late, p.ok, p.value, p.content_type
+FROM run LEFT JOIN {schema}.checkpoint p
+    ON p.workflow = run.id AND p.key = %(key)s AND p.ok IS NOT NULL AND NOT EXISTS (SELECT FROM saved)
+
+-- name: save_try
+-- A try that failed, or that starts after a crash: kept with the time of the next one, never given back.
+WITH run AS (
+    SELECT w.id, w.state, coalesce(n.draining, false) AS draining,
+        coalesce(w.deadline <= clock_timestamp(), false) AS late
+    FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state IN ('RUNNING', 'CANCELLED')
+    FOR KEY SHARE OF w
+), saved AS (
+    INSERT INTO {schema}.checkpoint AS c
+        (workflow, key, seq, attempt, tries, args, fingerprint, errors, wake_at, started_at, at)
+    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(args)s, %(fingerprint)s, %(errors)s,
+        clock_timestamp() + make_interval(secs => %(delay)s), clock_timestamp(), clock_timestamp()
+    FROM run
+    ON CONFLICT (workflow, key) DO UPDATE
+    SET attempt = excluded.attempt, tries = excluded.tries, errors = excluded.errors, wake_at = excluded.wake_at,
+        at = excluded.at
+    WHERE c.ok IS NULL
+)
+SELECT run.state, run.draining, run.late, NULL::boolean, NULL::bytea, NULL::text FROM run
+
+-- name: of_workflow
+-- All steps of a workflow in the order of their first call.
+SELECT c.key, c.seq, c.attempt, c.tries, c.ok, c.value, c.content_type, c.args, c.errors, c.child_id, c.wake_at, c.started_at, c.at
+FROM {schema}.checkpoint c WHERE c.workflow = %(id)s ORDER BY c.seq, c.key

@@ -1,0 +1,114 @@
+-- The schema. Times are the database's own; no column is ever filled from a worker's clock.
+
+CREATE TABLE {schema}.node (
+    id          uuid PRIMARY KEY,
+    hostname    text NOT NULL,
+    pid         integer NOT NULL,
+    started_at  timestamptz NOT NULL,
+    lease       interval NOT NULL,
+    seen        timestamptz NOT NULL,
+    unbroken    timestamptz NOT NULL,
+    as_of       timestamptz NOT NULL,
+    active      text[] NOT NULL,
+    accepted    jsonb NOT NULL,
+    draining    boolean NOT NULL
+);
+COMMENT ON TABLE {schema}.node IS 'One incarnation of a running worker main process; the id is random, never the host name.';
+COMMENT ON COLUMN {schema}.node.seen IS 'The last heartbeat.';
+COMMENT ON COLUMN {schema}.node.unbroken IS 'Since when heartbeats have come without a gap: what makes this node a witness.';
+COMMENT ON COLUMN {schema}.node.as_of IS 'The active list holds every workflow that this node had claimed by then and not finished.';
+COMMENT ON COLUMN {schema}.node.active IS 'Ids of the workflows whose requests are in execution.';
+COMMENT ON COLUMN {schema}.node.accepted IS 'For each queue, when the newest message that was taken from it had been published.';
+COMMENT ON COLUMN {schema}.node.draining IS 'The worker shuts down: it claims nothing, and its runs are handed over.';
+
+CREATE TABLE {schema}.workflow (
+    id            text PRIMARY KEY,
+    name          text NOT NULL,
+    queue         text NOT NULL,
+    state         text NOT NULL,
+    attempt       integer NOT NULL DEFAULT 0,
+    token         uuid,
+    node          uuid,
+    claimed_at    timestamptz,
+    crashes       integer NOT NULL DEFAULT 0,
+    max_crashes   integer NOT NULL,
+    signal        bigint NOT NULL DEFAULT 0,
+    timeout       interval,
+    deadline      timestamptz,
+    wake_at       timestamptz,
+    waiting_for   text,
+    publish_at    timestamptz,
+    published_at  timestamptz,
+    publishes     integer NOT NULL DEFAULT 0,
+    dispatched    boolean,
+    parent_id     text,
+    root_id       text,
+    forked_from   text,
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at    timestamptz,
+    finished_at   timestamptz,
+
+    CONSTRAINT workflow_state CHECK (state IN ('ENQUEUED', 'RUNNING', 'SUSPENDED', 'SUCCESS', 'FAILURE', 'CANCELLED', 'DEAD')),
+    CONSTRAINT workflow_running CHECK (state <> 'RUNNING' OR (node IS NOT NULL AND token IS NOT NULL AND claimed_at IS NOT NULL)),
+    CONSTRAINT workflow_suspended CHECK (state <> 'SUSPENDED' OR node IS NULL),
+    CONSTRAINT workflow_enqueued CHECK ((state = 'ENQUEUED') = (publish_at IS NOT NULL)),
+    CONSTRAINT workflow_final CHECK ((state IN ('SUCCESS', 'FAILURE', 'CANCELLED', 'DEAD')) = (finished_at IS NOT NULL)),
+    CONSTRAINT workflow_dispatched CHECK ((dispatched IS NOT NULL) = (finished_at IS NOT NULL))
+) WITH (fillfactor = 70);
+COMMENT ON TABLE {schema}.workflow IS 'One durable instance of a workflow task; the id is the Celery task id.';
+COMMENT ON COLUMN {schema}.workflow.token IS 'Made anew for each claim; every write of the attempt carries it.';
+COMMENT ON COLUMN {schema}.workflow.crashes IS 'Crashes since the last new checkpoint.';
+COMMENT ON COLUMN {schema}.workflow.signal IS 'Counts what has arrived for this workflow; a suspension must have seen all of it.';
+COMMENT ON COLUMN {schema}.workflow.publish_at IS 'When its message may be sent, or sent again.';
+COMMENT ON COLUMN {schema}.workflow.published_at IS 'When its message was last sent; null while it has to be sent.';
+COMMENT ON COLUMN {schema}.workflow.dispatched IS 'Whether Celery has delivered the outcome (result, links, chain, chord).';
+
+-- Sweeps cost what is active: each of these holds none of the finished workflows.
+CREATE INDEX workflow_due ON {schema}.workflow (publish_at) WHERE state = 'ENQUEUED';
+CREATE INDEX workflow_unsent ON {schema}.workflow (publish_at) WHERE state = 'ENQUEUED' AND published_at IS NULL;
+CREATE INDEX workflow_running ON {schema}.workflow (node) WHERE state = 'RUNNING';
+CREATE INDEX workflow_waking ON {schema}.workflow (wake_at) WHERE state = 'SUSPENDED';
+CREATE INDEX workflow_deadline ON {schema}.workflow (deadline) WHERE deadline IS NOT NULL AND finished_at IS NULL;
+CREATE INDEX workflow_undispatched ON {schema}.workflow (id) WHERE NOT dispatched;
+CREATE INDEX workflow_finished ON {schema}.workflow (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX workflow_parent ON {schema}.workflow (parent_id) WHERE parent_id IS NOT NULL;
+
+CREATE TABLE {schema}.input (
+    workflow          text PRIMARY KEY,
+    envelope          text NOT NULL,
+    body              bytea NOT NULL,
+    content_type      text NOT NULL,
+    content_encoding  text NOT NULL
+);
+COMMENT ON TABLE {schema}.input IS 'The Celery message of each workflow, as it was first sent.';
+
+CREATE TABLE {schema}.output (
+    workflow      text PRIMARY KEY,
+    ok            boolean NOT NULL,
+    value         bytea NOT NULL,
+    content_type  text
+);
+COMMENT ON TABLE {schema}.output IS 'What a finished workflow returned (ok), or the error it ended with. No content type means JSON.';
+
+CREATE TABLE {schema}.checkpoint (
+    workflow      text NOT NULL,
+    key           text NOT NULL,
+    seq           integer NOT NULL,
+    attempt       integer NOT NULL,
+    tries         integer NOT NULL,
+    ok            boolean,
+    value         bytea,
+    content_type  text,
+    args          text,
+    fingerprint   bytea,
+    errors        bytea,
+    child_id      text,
+    wake_at       timestamptz,
+    started_at    timestamptz NOT NULL,
+    at            timestamptz NOT NULL,
+    PRIMARY KEY (workflow, key),
+    CONSTRAINT checkpoint_settled CHECK ((ok IS NULL) = (value IS NULL))
+);
+COMMENT ON TABLE {schema}.checkpoint IS 'The kept outcome of each step; ok is null while it is not settled (a failed try, a wait).';
+
+ALTER TABLE {schema}.workflow SET (autovacuum_vacuum_scale_factor = 0.05);

@@ -1,0 +1,250 @@
+"""Connections to Postgres: made late, per process, never carried over a fork, tried again when they break."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import conninfo, errors
+from psycopg.pq import TransactionStatus
+
+from ..exceptions import ConfigurationError, DatabaseUnavailable
+from .queries import Query
+from .shield import deferred_signals
+
+logger = logging.getLogger("celery_durable.store")
+
+#: What goes by when the database is back, has room again, or a deadlock's other side is done.
+TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
+SETTING = "durable_database_url"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Row = tuple[Any, ...]
+
+
+class Connections(Protocol):
+    """A source of autocommit connections."""
+
+    def lease(self) -> Any:
+        """Return a context manager that lends a connection; a broken one isn't lent again."""
+
+    def close(self) -> None:
+        """Close all of them."""
+
+
+class Database:
+    """Runs named statements, each in its own transaction, on one Postgres.
+
+    ``patience`` is how many seconds a statement goes on trying while the database can't be reached; every
+    statement here may be repeated after its answer was lost. Raises DatabaseUnavailable when patience ends.
+    """
+
+    def __init__(self, connections: Connections, where: str, prepare: Callable[[Connection], None]) -> None:
+        self._connections = connections
+        self._where = where
+        self._prepare = prepare
+        self._prepared = False
+
+    def run(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
+        """Execute and return all rows."""
+        cursor = self.attempt(lambda conn: conn.execute(query.text, params), patience=patience, what=query.name)
+        return cursor.fetchall() if cursor.description else []
+
+    def count(self, query: Query, params: Mapping[str, Any], *, patience: float) -> int:
+        """Execute and return how many rows it wrote."""
+        return self.attempt(lambda conn: conn.execute(query.text, params), patience=patience, what=query.name).rowcount
+
+    def attempt(self, action: Callable[[Connection], Any], *, patience: float, what: str) -> Any:
+        """Run ``action`` on a connection; try again on a transient error until patience ends."""
+        give_up_at = time.monotonic() + patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return self._once(action)
+            except TRANSIENT as error:
+                if time.monotonic() + pause > give_up_at:
+                    raise self._unavailable(error) from error
+                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, what, _brief(error))
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._connections.close()
+
+    def _once(self, action: Callable[[Connection], Any]) -> Any:
+        with self._connections.lease() as connection:
+            if not self._prepared:
+                self._prepare(connection)
+                self._prepared = True
+            with deferred_signals():
+                return action(connection)
+
+    def _unavailable(self, error: Exception) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            f"Postgres can't be reached at {self._where} (setting {SETTING}): {_brief(error)}"
+        )
+
+
+class PerProcess:
+    """Connections for tasks and callers: made by the thread that needs one, never carried over a fork.
+
+    psycopg_pool makes connections in threads of its own, which every pool process would have to start and
+    which keep the reason of a failure from the caller; a stack of idle connections needs neither.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], max_size: int) -> None:
+        self._connect = connect
+        self._max_size = max_size
+        self._forget()
+        _processes.add(self)
+
+    @contextmanager
+    def lease(self) -> Iterator[Connection]:
+        """Lend an idle connection, or a new one."""
+        with self._places:
+            connection = self._take()
+            try:
+                yield connection
+            except TRANSIENT:
+                self.close()  # what broke this one has most likely broken the idle ones too
+                raise
+            finally:
+                self._give_back(connection)
+
+    def close(self) -> None:
+        """Close the idle connections of this process."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def _give_back(self, connection: Connection) -> None:
+        if connection.info.transaction_status is TransactionStatus.IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _forget(self) -> None:
+        # The parent's connections are kept alive, unused: collecting them here would close its sessions.
+        self._inherited = getattr(self, "_idle", None)
+        self._idle: deque[Connection] = deque()
+        self._places = threading.BoundedSemaphore(self._max_size)
+
+
+class Single:
+    """One connection, for one thread that is alone with it."""
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
+        self._pid = os.getpid()
+
+    @contextmanager
+    def lease(self) -> Iterator[Connection]:
+        """Lend the connection, made anew if it broke."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        try:
+            yield self._connection
+        except TRANSIENT:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None and self._pid == os.getpid():
+            self._connection.close()
+        self._connection = None
+
+
+def pooled(url: str, *, lease: float, pgbouncer: bool, max_size: int = 32) -> PerProcess:
+    """Return the connections of tasks and callers; at most ``max_size`` a process."""
+    return PerProcess(_connector(url, lease=lease, pgbouncer=pgbouncer), max_size)
+
+
+def single(url: str, *, lease: float, pgbouncer: bool) -> Single:
+    """Return the connection of the node thread: it must notice within a third of the lease that it is dead."""
+    return Single(_connector(url, lease=lease / 3, pgbouncer=pgbouncer))
+
+
+def _connector(url: str, *, lease: float, pgbouncer: bool) -> Callable[[], Connection]:
+    kwargs = _connect_kwargs(url, lease=lease, pgbouncer=pgbouncer)
+
+    def connect() -> Connection:
+        connection = psycopg.connect(url, **kwargs)
+        _force_read_committed(connection)
+        return connection
+
+    return connect
+
+
+def where(url: str) -> str:
+    """Return host, port and database of a connection URL, without user and password.
+
+    Raises ConfigurationError if the URL can't be one.
+    """
+    if not url:
+        raise ConfigurationError(
+            f"There is no {SETTING}: pass durable.install(app, database_url='postgresql://user@host/database')."
+        )
+    try:
+        facts = conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        # Neither the URL nor the parser's complaint is shown: both may hold the password.
+        raise ConfigurationError(
+            f"{SETTING} isn't a Postgres connection URL; it should read like "
+            "postgresql://user@host:5432/database (without a driver such as +psycopg in the scheme)."
+        ) from None
+    host = facts.get("host") or facts.get("hostaddr") or "the local socket"
+    port = f":{facts['port']}" if facts.get("port") else ""
+    return f"{host}{port}/{facts.get('dbname') or ''}"
+
+
+def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any]:
+    ours: dict[str, Any] = {
+        "connect_timeout": max(2, int(lease)),
+        "keepalives_idle": max(1, int(lease)),
+        "keepalives_interval": max(1, int(lease / 3)),
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(lease * 1000),
+        "application_name": "celery_durable",
+    }
+    theirs = conninfo.conninfo_to_dict(url)
+    kwargs = {name: value for name, value in ours.items() if name not in theirs}
+    return {**kwargs, "autocommit": True, "prepare_threshold": None if pgbouncer else 5}
+
+
+def _force_read_committed(connection: Connection) -> None:
+    """The rules of the protocol are made for READ COMMITTED, whatever the role's default is."""
+    level = connection.execute("SHOW default_transaction_isolation").fetchone()
+    if level != ("read committed",):
+        connection.execute("SET default_transaction_isolation = 'read committed'")
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+_processes: weakref.WeakSet[PerProcess] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for connections in list(_processes):
+        connections._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,48 @@
+"""Loads the named queries of the ``.sql`` files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from psycopg import sql
+
+_NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One statement: where it is written, and its text with the schema filled in."""
+
+    name: str
+    text: str
+
+
+class Queries:
+    """The statements of one file for one schema: ``queries["claim"]``."""
+
+    def __init__(self, filename: str, schema: str) -> None:
+        stem = filename.removesuffix(".sql")
+        self._queries = {
+            name: Query(f"{stem}.{name}", in_schema(text, schema)) for name, text in _named(filename)
+        }
+
+    def __getitem__(self, name: str) -> Query:
+        return self._queries[name]
+
+    def __iter__(self) -> Iterator[Query]:
+        return iter(self._queries.values())
+
+
+def in_schema(text: str, schema: str) -> str:
+    """Fill ``{schema}`` in, quoted as an identifier."""
+    return sql.SQL(text).format(schema=sql.Identifier(schema)).as_string(None)  # type: ignore[arg-type]
+
+
+@cache
+def _named(filename: str) -> list[tuple[str, str]]:
+    parts = _NAME.split(files(__package__).joinpath(filename).read_text(encoding="utf-8"))
+    return [(name, text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True)]

@@ -1,0 +1,154 @@
+"""What the store returns, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from ..serialization import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What every write of an attempt carries."""
+
+    id: str
+    attempt: int
+    token: UUID
+    node: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The kept outcome of a step, or of its tries so far (``ok`` None)."""
+
+    key: str
+    seq: int
+    tries: int
+    ok: bool | None = None
+    payload: Payload | None = None
+    args: str | None = None
+    fingerprint: bytes | None = None
+    errors: bytes | None = None
+    #: Seconds until the next try is due, as of the claim.
+    due_in: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An attempt that this process owns, with all that earlier attempts completed."""
+
+    fence: Fence
+    crashes: int
+    signal: int
+    history: dict[str, Checkpoint] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a run stands after a statement that wasn't allowed, or wanted, to write."""
+
+    state: str
+    draining: bool
+    late: bool
+    #: An outcome that was there already: our own, whose answer was lost.
+    settled: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A workflow as one node sees it."""
+
+    name: str
+    state: str
+    signal: int
+    mine: bool
+    registered: bool
+    draining: bool
+    late: bool
+    undelivered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A workflow's message, to be sent (again)."""
+
+    workflow_id: str
+    published_at: datetime | None
+    attempt: int
+    envelope: str
+    body: bytes
+    content_type: str
+    content_encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOutcome:
+    """What a finished workflow ended with."""
+
+    state: str
+    ok: bool
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRow:
+    """One workflow with its message's body and its outcome."""
+
+    id: str
+    name: str
+    state: str
+    queue: str
+    attempt: int
+    crashes: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    wake_at: datetime | None
+    deadline: datetime | None
+    waiting_for: str | None
+    parent_id: str | None
+    root_id: str | None
+    forked_from: str | None
+    node: str | None
+    dispatched: bool | None
+    body: bytes | None
+    content_type: str | None
+    content_encoding: str | None
+    ok: bool | None
+    payload: Payload | None
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...]) -> WorkflowRow:
+        """Build from the columns of ``by_id`` and ``list``."""
+        *facts, value, value_type = row
+        return cls(*facts, payload=None if value is None else Payload(value, value_type))
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """One step of a workflow as it stands."""
+
+    key: str
+    seq: int
+    attempt: int
+    tries: int
+    ok: bool | None
+    payload: Payload | None
+    args: str | None
+    errors: bytes | None
+    child_id: str | None
+    wake_at: datetime | None
+    started_at: datetime
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The database's answer to a heartbeat."""
+
+    seen: datetime
+    draining: bool
+    elected: bool

@@ -1,0 +1,343 @@
+-- name: publish
+-- A workflow is born: its row and its message, before the message is sent. No row: the id is taken.
+WITH born AS (
+    INSERT INTO {schema}.workflow
+        (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at, published_at)
+    VALUES (%(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), %(parent_id)s,
+        %(root_id)s,
+        clock_timestamp() + make_interval(secs => coalesce(%(delay)s, %(republish_after)s)),
+        CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, published_at
+), kept AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT id, %(envelope)s, %(body)s, %(content_type)s, %(content_encoding)s FROM born
+    ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
+        content_type = excluded.content_type, content_encoding = excluded.content_encoding
+)
+SELECT published_at FROM born
+
+-- name: unsent
+-- Its message couldn't be sent: recovery sends it as soon as it can.
+UPDATE {schema}.workflow SET publish_at = clock_timestamp(), published_at = NULL
+WHERE id = ANY(%(ids)s) AND state = 'ENQUEUED'
+
+-- name: claim
+-- One process takes an enqueued workflow and loads its history. The attempt must be the one that this
+-- statement's own snapshot saw, so that every earlier attempt's checkpoints are in it. The same token again
+-- (the answer was lost) gets the same attempt.
+WITH seen AS MATERIALIZED (
+    SELECT attempt FROM {schema}.workflow WHERE id = %(id)s
+), run AS (
+    UPDATE {schema}.workflow w
+    SET state = 'RUNNING', attempt = w.attempt + (w.state = 'ENQUEUED')::int, token = %(token)s, node = %(node)s,
+        claimed_at = clock_timestamp(), started_at = coalesce(w.started_at, clock_timestamp()),
+        publish_at = NULL, published_at = NULL, publishes = 0, wake_at = NULL, waiting_for = NULL,
+        deadline = coalesce(w.deadline, clock_timestamp() + w.timeout)
+    WHERE w.id = %(id)s AND w.name = %(name)s AND w.attempt = (SELECT attempt FROM seen)
+    AND (w.state = 'ENQUEUED' AND w.node IS NULL OR w.state = 'RUNNING' AND w.token = %(token)s)
+    AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
+    AND EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND NOT n.draining)
+    RETURNING w.id, w.attempt, w.crashes, w.signal
+)
+SELECT run.attempt, run.crashes, run.signal, c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
+    c.errors, greatest(extract(epoch FROM c.wake_at - clock_timestamp()), 0)::float8 AS due_in
+FROM run LEFT JOIN {schema}.checkpoint c ON c.workflow = run.id
+ORDER BY c.seq
+
+-- name: look
+-- How a workflow stands, as one attempt on one node sees it.
+SELECT w.name, w.state, w.signal, coalesce(w.token = %(token)s AND w.attempt = %(attempt)s, false) AS mine,
+    EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s) AS registered,
+    coalesce((SELECT n.draining FROM {schema}.node n WHERE n.id = %(node)s), false) AS draining,
+    coalesce(w.deadline <= clock_timestamp(), false) AS late,
+    coalesce(NOT w.dispatched AND w.node IS NULL, false) AS undelivered
+FROM {schema}.workflow w WHERE w.id = %(id)s
+
+-- name: finish
+-- An attempt ends with an outcome. The lock waits for a checkpoint of this attempt that is still on its way.
+WITH own AS (
+    SELECT id FROM {schema}.workflow
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    AND (deadline IS NULL OR deadline > clock_timestamp())
+    FOR UPDATE
+), done AS (
+    UPDATE {schema}.workflow w
+    SET state = %(state)s, finished_at = clock_timestamp(), dispatched = %(dispatched)s,
+        node = CASE WHEN %(dispatched)s THEN NULL ELSE w.node END
+    FROM own WHERE w.id = own.id
+    RETURNING w.id
+)
+INSERT INTO {schema}.output (workflow, ok, value, content_type)
+SELECT id, %(ok)s, %(value)s, %(content_type)s FROM done
+ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = excluded.content_type
+RETURNING true
+
+-- name: suspend
+-- An attempt waits without a worker. What arrived since its last look makes it runnable at once.
+WITH own AS (
+    SELECT id, signal, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
+                       AND c.ok IS NOT NULL) AS moved
+    FROM {schema}.workflow
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    FOR UPDATE
+)
+UPDATE {schema}.workflow w
+SET state = CASE WHEN own.signal = %(signal)s THEN 'SUSPENDED' ELSE 'ENQUEUED' END, node = NULL, token = NULL,
+        crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END,
+    wake_at = clock_timestamp() + make_interval(secs => %(seconds)s), waiting_for = %(reason)s,
+    publish_at = CASE WHEN own.signal <> %(signal)s THEN clock_timestamp() END
+FROM own WHERE w.id = own.id
+RETURNING true
+
+-- name: release
+-- An attempt is handed over: enqueued again, its message sent by the one who releases it.
+WITH own AS (
+    SELECT id, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
+                       AND c.ok IS NOT NULL) AS moved
+    FROM {schema}.workflow
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    FOR UPDATE
+), freed AS (
+    UPDATE {schema}.workflow w
+    SET state = 'ENQUEUED', node = NULL, token = NULL,
+        crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END, published_at = clock_timestamp(),
+        publish_at = clock_timestamp() + make_interval(secs => %(republish_after)s)
+    FROM own WHERE w.id = own.id
+    RETURNING w.id, w.published_at, w.attempt
+)
+SELECT freed.id, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
+FROM freed JOIN {schema}.input i ON i.workflow = freed.id
+
+-- name: again
+-- An attempt ends by Celery's own retry: its new message replaces the old one, its failed steps run anew.
+WITH own AS (
+    SELECT id, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
+                       AND c.ok IS NOT NULL) AS moved
+    FROM {schema}.workflow
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    FOR UPDATE
+), freed AS (
+    UPDATE {schema}.workflow w
+    SET state = 'SUSPENDED', node = NULL, token = NULL,
+        crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END, waiting_for = 'retry',
+        wake_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+    FROM own WHERE w.id = own.id
+    RETURNING w.id
+), renewed AS (
+    UPDATE {schema}.input i
+    SET envelope = %(envelope)s, body = %(body)s, content_type = %(content_type)s, content_encoding = %(content_encoding)s
+    FROM freed WHERE i.workflow = freed.id
+), cleared AS (
+    DELETE FROM {schema}.checkpoint c USING freed WHERE c.workflow = freed.id AND c.ok IS NOT TRUE
+)
+SELECT true FROM freed
+
+-- name: expired
+-- Celery has discarded a workflow that wasn't started before its ``expires``.
+WITH ended AS (
+    UPDATE {schema}.workflow SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = true,
+        publish_at = NULL, published_at = NULL
+    WHERE id = ANY(%(ids)s::text[]) AND state = 'ENQUEUED' AND attempt = 0
+    RETURNING id
+), told AS (
+    INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
+    ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
+)
+SELECT id FROM ended
+
+-- name: rescue
+-- Orphans are enqueued again: those of a node that is silent for a lease (if a witness can tell, and no young
+-- checkpoint says otherwise), those that their living node doesn't list, and those named as lost by this node.
+-- Too many crashes since the last new checkpoint: DEAD.
+WITH lost AS (
+    SELECT w.id FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
+    WHERE w.state = 'RUNNING' AND (
+        w.node = %(node)s AND w.id = ANY(%(lost)s::text[])
+        OR w.claimed_at < n.as_of AND w.id <> ALL (n.active)
+        OR (n.id IS NULL OR n.seen < clock_timestamp() - n.lease)
+        AND w.claimed_at < clock_timestamp() - coalesce(n.lease, make_interval(secs => %(lease)s))
+        AND EXISTS (SELECT FROM {schema}.node v WHERE v.unbroken < clock_timestamp() - v.lease
+                    AND v.seen > clock_timestamp() - v.lease / 2)
+        AND NOT EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
+                        AND c.at > clock_timestamp() - coalesce(n.lease, make_interval(secs => %(lease)s)))
+    )
+    ORDER BY w.id LIMIT %(limit)s
+    FOR UPDATE OF w SKIP LOCKED
+), judged AS (
+    SELECT lost.id, CASE WHEN EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
+                                      AND c.ok IS NOT NULL)
+                    THEN 1 ELSE w.crashes + 1 END AS crashes
+    FROM lost JOIN {schema}.workflow w ON w.id = lost.id
+), freed AS (
+    UPDATE {schema}.workflow w
+    SET crashes = judged.crashes, node = NULL, token = NULL,
+        state = CASE WHEN judged.crashes > w.max_crashes THEN 'DEAD' ELSE 'ENQUEUED' END,
+        publish_at = CASE WHEN judged.crashes <= w.max_crashes THEN clock_timestamp() END,
+        finished_at = CASE WHEN judged.crashes > w.max_crashes THEN clock_timestamp() END,
+        dispatched = CASE WHEN judged.crashes > w.max_crashes THEN false END
+    FROM judged WHERE w.id = judged.id
+    RETURNING w.id, w.state
+), told AS (
+    INSERT INTO {schema}.output (workflow, ok, value)
+    SELECT id, false, %(verdict)s FROM freed WHERE state = 'DEAD'
+    ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
+)
+SELECT id, state FROM freed
+
+-- name: hand_over
+-- A cold shutdown: what this node still runs is enqueued again; no crash is counted.
+WITH own AS (
+    SELECT id FROM {schema}.workflow WHERE state = 'RUNNING' AND node = %(node)s AND id = ANY(%(ids)s::text[])
+    ORDER BY id FOR UPDATE
+)
+UPDATE {schema}.workflow w SET state = 'ENQUEUED', node = NULL, token = NULL, publish_at = clock_timestamp()
+FROM own WHERE w.id = own.id
+RETURNING w.id
+
+-- name: wake
+-- Suspended workflows whose time has come.
+WITH due AS (
+    SELECT id FROM {schema}.workflow WHERE state = 'SUSPENDED' AND wake_at <= clock_timestamp()
+    ORDER BY wake_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE {schema}.workflow w SET state = 'ENQUEUED', publish_at = clock_timestamp(), published_at = NULL
+FROM due WHERE w.id = due.id
+RETURNING w.id
+
+-- name: expire
+-- Workflows past their deadline are cancelled, whatever they do; a running step may still be recorded.
+WITH late AS (
+    SELECT id FROM {schema}.workflow WHERE deadline <= clock_timestamp() AND finished_at IS NULL
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), ended AS (
+    UPDATE {schema}.workflow w SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
+        publish_at = NULL, published_at = NULL, wake_at = NULL
+    FROM late WHERE w.id = late.id
+    RETURNING w.id
+), told AS (
+    INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
+    ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
+)
+SELECT id FROM ended
+
+-- name: republish
+-- Take the messages that are to be sent: those never sent, those that a later one of their queue has overtaken,
+-- and of a queue in which nothing moves one probe. Their next time lies twice as far away.
+WITH taken AS MATERIALIZED (
+    SELECT a.key AS queue, max(a.value::timestamptz) AS at
+    FROM {schema}.node n, jsonb_each_text(n.accepted) a GROUP BY a.key
+), probes AS MATERIALIZED (
+    SELECT DISTINCT ON (o.queue) o.id FROM {schema}.workflow o
+    WHERE o.state = 'ENQUEUED' AND o.publish_at <= clock_timestamp() AND o.published_at IS NOT NULL
+    AND o.queue NOT IN (SELECT p.queue FROM {schema}.workflow p
+                        WHERE p.state = 'ENQUEUED' AND p.publish_at > clock_timestamp() AND p.publishes > 0)
+    ORDER BY o.queue, o.publish_at, o.id
+), due AS (
+    SELECT w.id FROM {schema}.workflow w LEFT JOIN taken ON taken.queue = w.queue
+    WHERE w.state = 'ENQUEUED' AND w.publish_at <= clock_timestamp()
+    AND (w.published_at IS NULL OR taken.at > w.published_at OR w.id IN (SELECT id FROM probes))
+    ORDER BY w.publish_at, w.id LIMIT %(limit)s
+    FOR UPDATE OF w SKIP LOCKED
+), sent AS (
+    UPDATE {schema}.workflow w
+    SET published_at = clock_timestamp(), publishes = w.publishes + (w.published_at IS NOT NULL)::int,
+        publish_at = clock_timestamp() + least(
+            make_interval(secs => %(republish_after)s) * (2 ^ least(w.publishes, 20)),
+            greatest(make_interval(hours => 1), make_interval(secs => %(republish_after)s)))
+    FROM due WHERE w.id = due.id
+    RETURNING w.id, w.published_at, w.attempt
+)
+SELECT sent.id, sent.published_at, sent.attempt, i.envelope, i.body, i.content_type, i.content_encoding
+FROM sent JOIN {schema}.input i ON i.workflow = sent.id
+
+-- name: redispatch
+-- Outcomes that Celery hasn't delivered, of owners that are gone: their message is sent once more, and whoever
+-- takes it returns the stored outcome through Celery's tracer.
+WITH stuck AS (
+    SELECT w.id FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
+    WHERE NOT w.dispatched AND (
+        w.claimed_at < n.as_of AND w.id <> ALL (n.active)
+        OR w.node IS NULL AND coalesce(w.published_at < clock_timestamp() - make_interval(secs => %(republish_after)s), true)
+        OR w.node IS NOT NULL AND (n.id IS NULL OR n.seen < clock_timestamp() - n.lease)
+        AND w.finished_at < clock_timestamp() - coalesce(n.lease, make_interval(secs => %(lease)s))
+        AND EXISTS (SELECT FROM {schema}.node v WHERE v.unbroken < clock_timestamp() - v.lease
+                    AND v.seen > clock_timestamp() - v.lease / 2)
+    )
+    ORDER BY w.id LIMIT %(limit)s
+    FOR UPDATE OF w SKIP LOCKED
+), freed AS (
+    UPDATE {schema}.workflow w SET node = NULL, published_at = clock_timestamp()
+    FROM stuck WHERE w.id = stuck.id
+    RETURNING w.id, w.published_at, w.attempt
+)
+SELECT freed.id, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
+FROM freed JOIN {schema}.input i ON i.workflow = freed.id
+
+-- name: adopt
+-- One process takes over the delivery of a stored outcome.
+UPDATE {schema}.workflow w SET node = %(node)s, claimed_at = clock_timestamp()
+FROM {schema}.output o
+WHERE w.id = %(id)s AND w.name = %(name)s AND NOT w.dispatched AND w.node IS NULL AND o.workflow = w.id
+RETURNING w.state, o.ok, o.value, o.content_type
+
+-- name: confirm
+-- Celery has delivered these outcomes.
+WITH mine AS (
+    SELECT id FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[]) AND node = %(node)s AND NOT dispatched
+    ORDER BY id FOR UPDATE
+)
+UPDATE {schema}.workflow w SET dispatched = true, node = NULL FROM mine WHERE w.id = mine.id
+
+-- name: prune
+-- Finished long ago, delivered, released, and not the child of one that lives: gone with all that belongs to it.
+WITH old AS (
+    SELECT w.id FROM {schema}.workflow w
+    WHERE w.finished_at < clock_timestamp() - make_interval(secs => %(retention)s) AND w.dispatched AND w.node IS NULL
+    AND NOT EXISTS (SELECT FROM {schema}.workflow p WHERE p.id = w.parent_id AND p.finished_at IS NULL)
+    ORDER BY w.finished_at LIMIT %(limit)s
+    FOR UPDATE OF w SKIP LOCKED
+), gone AS (
+    DELETE FROM {schema}.workflow w USING old WHERE w.id = old.id RETURNING w.id
+), inputs AS (
+    DELETE FROM {schema}.input i USING gone WHERE i.workflow = gone.id
+), outputs AS (
+    DELETE FROM {schema}.output o USING gone WHERE o.workflow = gone.id
+), checkpoints AS (
+    DELETE FROM {schema}.checkpoint c USING gone WHERE c.workflow = gone.id
+)
+SELECT id FROM gone
+
+-- name: next_due
+-- Seconds until something has to be woken, sent or cancelled; null if nothing waits for a time.
+SELECT extract(epoch FROM min(at) - clock_timestamp())::float8 FROM (
+    (SELECT wake_at AS at FROM {schema}.workflow WHERE state = 'SUSPENDED' ORDER BY wake_at LIMIT 1)
+    UNION ALL
+    (SELECT deadline FROM {schema}.workflow WHERE deadline IS NOT NULL AND finished_at IS NULL ORDER BY deadline LIMIT 1)
+    UNION ALL
+    (SELECT min(publish_at) FROM {schema}.workflow WHERE state = 'ENQUEUED' AND published_at IS NULL)
+) AS timers
+
+-- name: by_id
+-- One workflow with its message and outcome.
+SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
+    w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched,
+    i.body, i.content_type, i.content_encoding, o.ok, o.value, o.content_type
+FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
+WHERE w.id = %(id)s
+
+-- name: list
+-- The newest workflows that fit all the given filters.
+SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
+    w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched,
+    i.body, i.content_type, i.content_encoding, o.ok, o.value, o.content_type
+FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
+WHERE (%(states)s::text[] IS NULL OR w.state = ANY(%(states)s))
+AND (%(name)s::text IS NULL OR w.name = %(name)s)
+AND (%(queue)s::text IS NULL OR w.queue = %(queue)s)
+AND (%(parent_id)s::text IS NULL OR w.parent_id = %(parent_id)s)
+ORDER BY w.created_at DESC, w.id LIMIT %(limit)s
+
+-- name: name_of
+-- Which task has taken an id.
+SELECT name FROM {schema}.workflow WHERE id = %(id)s

@@ -1,0 +1,1 @@
+"""Public helpers for tests and demos: embedded servers, fixtures, crash and replay checks."""

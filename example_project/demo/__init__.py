@@ -1,0 +1,1 @@
+"""Forty orders under fire: `python -m example_project.demo`."""

@@ -1,0 +1,9 @@
+"""The fixtures live in `tests/fixtures/`, one noun a file."""
+
+pytest_plugins = [
+    "tests.fixtures.fix_broker",
+    "tests.fixtures.fix_ledger",
+    "tests.fixtures.fix_postgres",
+    "tests.fixtures.fix_proxy",
+    "tests.fixtures.fix_worker",
+]
