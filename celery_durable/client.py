@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     class _Result(AsyncResult, Generic[R]): ...
 else:
 
-
     class _Result(AsyncResult):
         """Subscripted by type checkers only."""
 
@@ -82,7 +81,7 @@ class StepInfo:
     child_id: str | None
 
 
-def get_workflow_status(id: str, app: Celery | None = None) -> WorkflowStatus:  # noqa: A002 - as Celery names it
+def get_workflow_status(id: str, app: Celery | None = None) -> WorkflowStatus:
     """Return how a workflow stands. Reads only; allowed in steps.
 
     Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
@@ -105,13 +104,18 @@ def list_workflows(
     Raises ValueError for an unknown state, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
-    rows = installation.store.workflows.list(
-        states=_states(state), name=name, queue=queue, parent_id=parent_id, limit=limit, patience=CALLER_PATIENCE
+    rows = installation.store.workflows.matching(
+        states=_states(state),
+        name=name,
+        queue=queue,
+        parent_id=parent_id,
+        limit=limit,
+        patience=CALLER_PATIENCE,
     )
     return [_status(installation, row) for row in rows]
 
 
-def list_workflow_steps(id: str, app: Celery | None = None) -> list[StepInfo]:  # noqa: A002
+def list_workflow_steps(id: str, app: Celery | None = None) -> list[StepInfo]:
     """Return the steps of a workflow in the order of their first call.
 
     Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
@@ -125,7 +129,7 @@ def list_workflow_steps(id: str, app: Celery | None = None) -> list[StepInfo]:  
 class WorkflowHandle(_Result[R]):
     """A Celery AsyncResult that reads Postgres where the app has no result backend."""
 
-    def __init__(self, id: str, app: Celery | None = None, **kwargs: Any) -> None:  # noqa: A002
+    def __init__(self, id: str, app: Celery | None = None, **kwargs: Any) -> None:
         super().__init__(id, app=find(app).app, **kwargs)
 
     def get(self, timeout: float | None = None, **kwargs: Any) -> R:
@@ -210,9 +214,7 @@ def _status(installation: Installation, row: WorkflowRow) -> WorkflowStatus:
     return WorkflowStatus(**same, args=args, kwargs=kwargs, result=result, error=error)
 
 
-def _arguments(
-    installation: Installation, row: WorkflowRow
-) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+def _arguments(installation: Installation, row: WorkflowRow) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
     if row.body is None:
         return None, None
     try:

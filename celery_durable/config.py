@@ -66,9 +66,7 @@ class Config:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 choices = ", ".join(repr(choice) for choice in allowed)
-                raise ConfigurationError(
-                    f"durable_{name} is {getattr(self, name)!r}; choose one of {choices}."
-                )
+                raise ConfigurationError(f"durable_{name} is {getattr(self, name)!r}; choose one of {choices}.")
 
 
 _FIELDS = {field.name: field for field in fields(Config)}
@@ -130,9 +128,7 @@ def _converted(name: str, value: Any) -> Any:
 def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         # The value itself stays out of the text: it may be a connection string.
-        raise ConfigurationError(
-            f"{setting} must be {description}, not a value of type {type(value).__name__}."
-        )
+        raise ConfigurationError(f"{setting} must be {description}, not a value of type {type(value).__name__}.")
     return value
 
 

@@ -76,9 +76,13 @@ class _Message:
                 self.bear()
             elif look.undelivered and look.name == self.task.name:
                 return self.adopt()
-            elif look.state != states.ENQUEUED or look.late or time.monotonic() > give_up_at:
-                self.refuse(look)
-            elif look.name != self.task.name or look.draining:
+            elif (
+                look.state != states.ENQUEUED
+                or look.late
+                or time.monotonic() > give_up_at
+                or look.name != self.task.name
+                or look.draining
+            ):
                 self.refuse(look)
             elif not look.registered:
                 time.sleep(_PAUSE)  # the node's first heartbeat is on its way

@@ -60,7 +60,15 @@ class Envelope:
         routing_key, declare = options.pop("routing_key", "") or "", tuple(options.pop("declare", None) or ())
         serializer = options.pop("serializer", None) or default_serializer
         compression = options.pop("compression", None)
-        for name in ("retry", "retry_policy", "delivery_mode", "timeout", "confirm_timeout", "mandatory", "immediate"):
+        for name in (
+            "retry",
+            "retry_policy",
+            "delivery_mode",
+            "timeout",
+            "confirm_timeout",
+            "mandatory",
+            "immediate",
+        ):
             options.pop(name, None)
         content_type, content_encoding, data = _encoded(body, serializer, str(headers.get("task")))
         exchange_name = getattr(exchange, "name", exchange) or ""

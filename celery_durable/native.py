@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from .exceptions import ConfigurationError
@@ -42,10 +43,8 @@ class Bell:
 
     def ring(self) -> None:
         """End the current or the next wait."""
-        try:
+        with suppress(BlockingIOError):  # the pipe is full of rings that nobody has answered yet
             os.write(self._writer, b"!")
-        except BlockingIOError:
-            pass  # the pipe is full of rings that nobody has answered yet
 
     def wait(self, seconds: float) -> list[int]:
         """Wait until a ring, a death or so many seconds; return the processes that have died."""

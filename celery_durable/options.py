@@ -60,7 +60,11 @@ def check_name(name: str) -> None:
 
 def retry_any_error(options: dict[str, Any]) -> dict[str, Any]:
     """``max_retries`` alone, on a plain function, means any Exception."""
-    if options.get("max_retries") != 0 and "max_retries" in options and not options.keys() & {"autoretry_for", "retry_if"}:
+    if (
+        options.get("max_retries") != 0
+        and "max_retries" in options
+        and not options.keys() & {"autoretry_for", "retry_if"}
+    ):
         return {**options, "autoretry_for": (Exception,)}
     return options
 

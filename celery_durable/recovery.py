@@ -121,7 +121,10 @@ class Recovery:
 
     def _to_redispatch(self) -> list[StoredMessage]:
         return self.store.workflows.redispatch(
-            republish_after=self.engine.republish_after, lease=self.engine.lease, limit=BATCH, patience=self.patience
+            republish_after=self.engine.republish_after,
+            lease=self.engine.lease,
+            limit=BATCH,
+            patience=self.patience,
         )
 
     def _sent(self, take: Callable[[], list[StoredMessage]]) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -101,7 +101,7 @@ class Codec:
         try:
             facts = loads(payload.data, JSON, "utf-8", accept={JSON})
             return _rebuilt(facts)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - what is stored isn't trusted to have any shape
             return SerializationError(f"A stored error can't be read back ({_summary(error)}).")
 
 
@@ -116,17 +116,13 @@ def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     try:
         text = json_dumps([args, kwargs], sort_keys=True)
     except Exception:  # noqa: BLE001 - any object may refuse in its own way; then each argument alone
-        text = json_dumps(
-            [[_comparable(arg) for arg in args], {k: _comparable(v) for k, v in sorted(kwargs.items())}]
-        )
+        text = json_dumps([[_comparable(arg) for arg in args], {k: _comparable(v) for k, v in sorted(kwargs.items())}])
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
 
 
 def call_repr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Return the arguments of a call as text for people, of bounded length."""
-    parts = [_safe_repr(arg) for arg in args] + [
-        f"{name}={_safe_repr(value)}" for name, value in kwargs.items()
-    ]
+    parts = [_safe_repr(arg) for arg in args] + [f"{name}={_safe_repr(value)}" for name, value in kwargs.items()]
     return printable(", ".join(parts), REPR_LIMIT)
 
 
@@ -177,9 +173,7 @@ def _described(error: BaseException) -> dict[str, Any]:
         "type": f"{cls.__module__}:{cls.__qualname__}",
         "message": printable(_safe_str(error), TRACEBACK_LIMIT),
         "traceback": printable(_traceback_text(error), TRACEBACK_LIMIT),
-        "attributes": {
-            name: value for name, value in vars(error).items() if _is_data(name) and _is_data(value)
-        },
+        "attributes": {name: value for name, value in vars(error).items() if _is_data(name) and _is_data(value)},
     }
     arguments = error.args if isinstance(error.args, tuple) else ()
     if all(_is_data(argument) for argument in arguments):
@@ -201,9 +195,7 @@ def _traceback_text(error: BaseException) -> str:
 def _rebuilt(facts: dict[str, Any]) -> Exception:
     cls = _error_class(str(facts["type"]))
     error = _instance(cls, facts) if cls is not None and "args" in facts else None
-    return error or StepError(
-        str(facts["message"]), str(facts["type"]).replace(":", "."), str(facts["traceback"])
-    )
+    return error or StepError(str(facts["message"]), str(facts["type"]).replace(":", "."), str(facts["traceback"]))
 
 
 def _error_class(path: str) -> type[Exception] | None:
@@ -222,11 +214,10 @@ def _error_class(path: str) -> type[Exception] | None:
 
 def _instance(cls: type[Exception], facts: dict[str, Any]) -> Exception | None:
     """Make the error through its built-in base alone, so that no constructor of the app runs."""
-    base = next(klass for klass in cls.__mro__ if klass.__module__ == builtins.__name__)
-    make: Callable[..., Exception] = base.__new__
+    base: Any = next(klass for klass in cls.__mro__ if klass.__module__ == builtins.__name__)
     args = tuple(facts["args"])
     try:
-        error = make(cls, *args)
+        error: Exception = base.__new__(cls, *args)
         base.__init__(error, *args)
         error.args = args
         vars(error).update(facts["attributes"])

@@ -236,7 +236,7 @@ class Step(_Task[P, R], metaclass=_DurableType):
     def retry(self, *args: Any, exc: Exception | None = None, **kwargs: Any) -> Any:
         """In an inline step, fail this try; its policy decides about the next one."""
         if self.request.get("durable_inline"):
-            raise exc if exc is not None else self.MaxRetriesExceededError(f"The step {self.name} asked for a retry.")
+            raise (exc if exc is not None else self.MaxRetriesExceededError(f"The step {self.name} asked for a retry."))
         return super().retry(*args, exc=exc, **kwargs)
 
     def _call_inline(self, attempt: Attempt, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

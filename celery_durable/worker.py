@@ -422,4 +422,3 @@ def _notice_deaths(worker: Any) -> None:
     maintain = getattr(getattr(worker.pool, "_pool", None), "maintain_pool", None)
     if worker.hub is not None and maintain is not None:
         worker.hub.call_soon(maintain)
-

@@ -12,12 +12,11 @@ from .context import WHILE_ALIVE, Attempt, Engine, logger, running
 from .outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Superseded, Waiting
 
 
-def call_body(
-    attempt: Attempt, body: Callable[[], Any], translate: Callable[[Exception], Outcome | None]
-) -> Outcome:
+def call_body(attempt: Attempt, body: Callable[[], Any], translate: Callable[[Exception], Outcome | None]) -> Outcome:
     """Call the workflow function; nothing is written yet.
 
-    ``translate`` knows the exceptions with which a task system says something else than "failed". A SystemExit that Celery's pool raises on a signal passes through: there is no outcome then.
+    ``translate`` knows the exceptions with which a task system says something else than "failed". A SystemExit
+    that Celery's pool raises on a signal passes through: there is no outcome then.
     """
     try:
         with running(attempt):
@@ -129,4 +128,3 @@ def _lost(attempt: Attempt) -> Outcome:
     logger.warning("Another worker has taken the workflow %s over; this attempt is void.", attempt.id)
     attempt.engine.observers.tell("fenced", attempt.id)
     return Superseded()
-

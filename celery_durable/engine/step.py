@@ -138,7 +138,10 @@ class _Call:
         self.step.attempt = self.failed_tries + 1
         self.attempt.engine.observers.tell("step_starting", self.attempt.id, self.key)
         self.began = time.monotonic()
-        with running_step(self.step), soft_limit(self.spec.soft_time_limit, f"The step {self.key!r}") as deadline:
+        with (
+            running_step(self.step),
+            soft_limit(self.spec.soft_time_limit, f"The step {self.key!r}") as deadline,
+        ):
             self.step.deadline = deadline
             return body(*self.args, **self.kwargs)
 

@@ -58,7 +58,7 @@ class Checkpoints:
     def of_workflow(self, workflow_id: str, *, patience: float) -> list[StepRow]:
         """Return all steps of a workflow in the order of their first call."""
         rows = self._database.run(self._sql["of_workflow"], {"id": workflow_id}, patience=patience)
-        return [StepRow(*row[:5], None if row[5] is None else Payload(row[5], row[6]), *row[7:]) for row in rows]
+        return [StepRow.of(row) for row in rows]
 
 
 def _params(fence: Fence, record: StepRecord) -> dict[str, Any]:

@@ -18,6 +18,12 @@ from .queries import in_schema
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 _LOCK = 0x6365_6C65_7279  # one at a time in a database, whatever the schema's name
 
+_LEDGER = """
+CREATE TABLE {schema}.migration (
+    number      integer PRIMARY KEY,
+    applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+)"""
+
 
 @cache
 def migrations() -> dict[int, str]:
@@ -39,6 +45,12 @@ def migrate(url: str, schema: str = "celery_durable") -> list[int]:
         return upgrade(connection, schema)
 
 
+def missing_in(url: str, schema: str) -> list[int]:
+    """Return the numbers of the migrations that a database lacks."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return missing(version_of(connection, schema))
+
+
 def upgrade(connection: Connection, schema: str) -> list[int]:
     """Apply what is missing on an open connection."""
     if not missing(version_of(connection, schema)):
@@ -48,7 +60,7 @@ def upgrade(connection: Connection, schema: str) -> list[int]:
         current = version_of(connection, schema)
         if current == 0:
             connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-            connection.execute(_in(schema, "CREATE TABLE {schema}.migration (number integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"))
+            connection.execute(_in(schema, _LEDGER))
         return [_apply(connection, schema, number) for number in missing(current)]
 
 
@@ -89,7 +101,7 @@ def version_of(connection: Connection, schema: str) -> int:
 
 def script(schema: str, number: int) -> str:
     """Return a migration as SQL that can be run by hand."""
-    return f"{in_schema(migrations()[number], schema)}\n{_record(schema)}".replace("%s", str(number))
+    return f"{in_schema(migrations()[number], schema)}\n{_record(schema).replace('%s', str(number))}"
 
 
 def _apply(connection: Connection, schema: str, number: int) -> int:

@@ -90,9 +90,7 @@ class Database:
                 return action(connection)
 
     def _unavailable(self, error: Exception) -> DatabaseUnavailable:
-        return DatabaseUnavailable(
-            f"Postgres can't be reached at {self._where} (setting {SETTING}): {_brief(error)}"
-        )
+        return DatabaseUnavailable(f"Postgres can't be reached at {self._where} (setting {SETTING}): {_brief(error)}")
 
 
 class PerProcess:

@@ -26,9 +26,7 @@ class Queries:
 
     def __init__(self, filename: str, schema: str) -> None:
         stem = filename.removesuffix(".sql")
-        self._queries = {
-            name: Query(f"{stem}.{name}", in_schema(text, schema)) for name, text in _named(filename)
-        }
+        self._queries = {name: Query(f"{stem}.{name}", in_schema(text, schema)) for name, text in _named(filename)}
 
     def __getitem__(self, name: str) -> Query:
         return self._queries[name]
@@ -39,7 +37,7 @@ class Queries:
 
 def in_schema(text: str, schema: str) -> str:
     """Fill ``{schema}`` in, quoted as an identifier."""
-    return sql.SQL(text).format(schema=sql.Identifier(schema)).as_string(None)  # type: ignore[arg-type]
+    return sql.SQL(text).format(schema=sql.Identifier(schema)).as_string(None)
 
 
 @cache

@@ -122,9 +122,9 @@ class WorkflowRow:
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> WorkflowRow:
-        """Build from the columns of ``by_id`` and ``list``."""
+        """Build from the columns of ``by_id`` and ``matching``."""
         *facts, value, value_type = row
-        return cls(*facts, payload=None if value is None else Payload(value, value_type))
+        return cls(*facts, None if value is None else Payload(value, value_type))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,12 @@ class StepRow:
     wake_at: datetime | None
     started_at: datetime
     at: datetime
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...]) -> StepRow:
+        """Build from the columns of ``of_workflow``."""
+        key, seq, attempt, tries, ok, value, content_type, *rest = row
+        return cls(key, seq, attempt, tries, ok, None if value is None else Payload(value, content_type), *rest)
 
 
 @dataclass(frozen=True, slots=True)

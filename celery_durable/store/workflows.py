@@ -93,7 +93,12 @@ class Workflows:
     def release(self, fence: Fence, republish_after: float, *, patience: float) -> StoredMessage | None:
         """Hand an attempt over; return the message that the caller now sends."""
         rows = self._run(
-            "release", patience, id=fence.id, attempt=fence.attempt, token=fence.token, republish_after=republish_after
+            "release",
+            patience,
+            id=fence.id,
+            attempt=fence.attempt,
+            token=fence.token,
+            republish_after=republish_after,
         )
         return StoredMessage(*rows[0]) if rows else None
 
@@ -112,12 +117,17 @@ class Workflows:
         return _ids(self._run("expired", patience, ids=list(ids), verdict=verdict.data))
 
     def rescue(
-        self, node: UUID | None, lost: Collection[str], *, lease: float, verdict: Payload, limit: int, patience: float
+        self,
+        node: UUID | None,
+        lost: Collection[str],
+        *,
+        lease: float,
+        verdict: Payload,
+        limit: int,
+        patience: float,
     ) -> list[tuple[str, str]]:
         """Enqueue orphans again, or end them as DEAD; return their ids and new states."""
-        rows = self._run(
-            "rescue", patience, node=node, lost=list(lost), lease=lease, verdict=verdict.data, limit=limit
-        )
+        rows = self._run("rescue", patience, node=node, lost=list(lost), lease=lease, verdict=verdict.data, limit=limit)
         return [(row[0], row[1]) for row in rows]
 
     def hand_over(self, node: UUID, ids: Collection[str], *, patience: float) -> list[str]:
@@ -165,7 +175,7 @@ class Workflows:
         rows = self._run("by_id", patience, id=workflow_id)
         return WorkflowRow.of(rows[0]) if rows else None
 
-    def list(
+    def matching(
         self,
         *,
         states: Collection[str] | None,
@@ -177,7 +187,7 @@ class Workflows:
     ) -> list[WorkflowRow]:
         """Return the newest workflows that fit all filters."""
         rows = self._run(
-            "list", patience, states=None if states is None else list(states), name=name, queue=queue,
+            "matching", patience, states=None if states is None else list(states), name=name, queue=queue,
             parent_id=parent_id, limit=limit,
         )  # fmt: skip
         return [WorkflowRow.of(row) for row in rows]

@@ -326,7 +326,7 @@ SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.sta
 FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
 WHERE w.id = %(id)s
 
--- name: list
+-- name: matching
 -- The newest workflows that fit all the given filters.
 SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
     w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched,

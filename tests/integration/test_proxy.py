@@ -43,9 +43,7 @@ def effects(direct: Sql) -> list[int]:
     return [row[0] for row in direct.all("SELECT value FROM effect ORDER BY 1")]
 
 
-def test_simple_and_extended_queries_are_one_round_trip_each(
-    client: psycopg.Connection, proxy: PostgresProxy
-) -> None:
+def test_simple_and_extended_queries_are_one_round_trip_each(client: psycopg.Connection, proxy: PostgresProxy) -> None:
     client.execute("SELECT 1")
     client.execute("SELECT %s", [2])
     assert proxy.round_trips() == 2
@@ -91,9 +89,7 @@ def test_copy_passes(client: psycopg.Connection, direct: Sql) -> None:
     assert len(effects(direct)) == 1000
 
 
-@pytest.mark.parametrize(
-    ("when", "committed"), [("before", [1]), ("after", [1, 2]), ("during", [1, 2])], ids=str
-)
+@pytest.mark.parametrize(("when", "committed"), [("before", [1]), ("after", [1, 2]), ("during", [1, 2])], ids=str)
 def test_the_nth_statement_is_cut(
     client: psycopg.Connection, proxy: PostgresProxy, direct: Sql, when: str, committed: list[int]
 ) -> None:
@@ -110,9 +106,7 @@ def test_the_nth_statement_is_cut(
     assert effects(direct) == [*committed, 9]
 
 
-def test_a_lost_commit_of_a_transaction(
-    client: psycopg.Connection, proxy: PostgresProxy, direct: Sql
-) -> None:
+def test_a_lost_commit_of_a_transaction(client: psycopg.Connection, proxy: PostgresProxy, direct: Sql) -> None:
     proxy.cut(matching="COMMIT", when="after")
     with pytest.raises(psycopg.OperationalError), client.transaction():
         client.execute(INSERT, [1])
@@ -127,9 +121,7 @@ def insert_in_pipeline(client: psycopg.Connection, values: list[int], each: Call
             each(pipeline, cursor)
 
 
-def test_a_cut_in_a_pipeline_loses_all_of_it(
-    client: psycopg.Connection, proxy: PostgresProxy, direct: Sql
-) -> None:
+def test_a_cut_in_a_pipeline_loses_all_of_it(client: psycopg.Connection, proxy: PostgresProxy, direct: Sql) -> None:
     proxy.cut(matching="INSERT INTO", when="before", nth=2)
     with pytest.raises(psycopg.OperationalError):
         insert_in_pipeline(client, [1, 2], each=lambda *_: None)
@@ -173,9 +165,7 @@ def test_a_held_answer_is_committed_and_comes_when_released(
         assert running.result(timeout=20).rowcount == 1
 
 
-def test_a_held_statement_has_not_happened(
-    client: psycopg.Connection, proxy: PostgresProxy, direct: Sql
-) -> None:
+def test_a_held_statement_has_not_happened(client: psycopg.Connection, proxy: PostgresProxy, direct: Sql) -> None:
     hold = proxy.hold(matching="INSERT INTO", when="before")
     with ThreadPoolExecutor() as threads:
         running = threads.submit(client.execute, INSERT, [1])

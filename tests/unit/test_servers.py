@@ -101,9 +101,7 @@ def test_a_given_directory_is_kept() -> None:
 def test_an_installation_in_a_private_home_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root runs PostgreSQL as somebody else")
-    monkeypatch.setattr(
-        "celery_durable.testing.servers._reachable", lambda path: "site-packages" not in path.parts
-    )
+    monkeypatch.setattr("celery_durable.testing.servers._reachable", lambda path: "site-packages" not in path.parts)
     with EmbeddedPostgres() as server:
         assert "site-packages" not in psutil.Process(server.pid).exe()
         assert psutil.Process(server.pid).uids().effective != 0
