@@ -123,8 +123,8 @@ class WorkflowRow:
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> WorkflowRow:
         """Build from the columns of ``by_id`` and ``matching``."""
-        *facts, value, value_type = row
-        return cls(*facts, None if value is None else Payload(value, value_type))
+        payload = None if row[-2] is None else Payload(*row[-2:])
+        return cls(*row[:-2], payload)
 
 
 @dataclass(frozen=True, slots=True)
