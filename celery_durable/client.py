@@ -142,6 +142,9 @@ class WorkflowHandle(_Result[R]):
             return result
         return self._wait(timeout)
 
+    def __reduce_args__(self) -> tuple[Any, ...]:
+        return (self.id,)
+
     def _get_task_meta(self) -> dict[str, Any]:
         if not self._reads_postgres:
             meta: dict[str, Any] = super()._get_task_meta()

@@ -76,16 +76,14 @@ class _Message:
                 self.bear()
             elif look.undelivered and look.name == self.task.name:
                 return self.adopt()
-            elif (
-                look.state != states.ENQUEUED
-                or look.late
-                or time.monotonic() > give_up_at
-                or look.name != self.task.name
-                or look.draining
-            ):
+            elif not self.may_come(look) or time.monotonic() > give_up_at:
                 self.refuse(look)
             elif not look.registered:
                 time.sleep(_PAUSE)  # the node's first heartbeat is on its way
+
+    def may_come(self, look: Look) -> bool:
+        """Tell whether a claim that was refused may succeed: another attempt ended between it and the look."""
+        return look.state == states.ENQUEUED and look.name == self.task.name and not (look.late or look.draining)
 
     def bear(self) -> None:
         """Only a message of a producer that doesn't have us starts a workflow by arriving."""

@@ -18,7 +18,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from .envelope import HEADER
-from .installation import installed_on
+from .installation import registered
 
 NODE_PROPERTY = "durable_node"
 
@@ -56,7 +56,8 @@ class DurableRequest(Request):
     @property
     def node(self) -> NodeLike | None:
         """The node of this worker, if it has one."""
-        found: NodeLike | None = installed_on(self._app).node
+        installation = registered(self._app)
+        found: NodeLike | None = installation.node if installation is not None else None
         return found
 
     @property

@@ -124,7 +124,7 @@ class WorkflowRow:
     def of(cls, row: tuple[Any, ...]) -> WorkflowRow:
         """Build from the columns of ``by_id`` and ``matching``."""
         payload = None if row[-2] is None else Payload(*row[-2:])
-        return cls(*row[:-2], payload)
+        return cls(*(*row[:-2], payload))
 
 
 @dataclass(frozen=True, slots=True)
