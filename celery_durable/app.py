@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery
 
 from .beat import add_recovery
-from .config import Config, check_names
+from .config import Config
 from .exceptions import ConfigurationError
 from .installation import Installation, register, registered
 from .store import check_url
@@ -42,7 +42,8 @@ def install(app: Celery, **settings: Any) -> None:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    check_names(settings)
-    Config.from_settings(settings)
+    # Whether lease and heartbeat_interval fit is known when both are: one of them may be in app.conf.
+    whole = {"lease", "heartbeat_interval"} <= settings.keys()
+    (Config.from_settings if whole else Config.of_values)(settings)
     if "database_url" in settings:
         check_url(settings["database_url"])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
@@ -28,10 +28,18 @@ R = TypeVar("R")
 
 if TYPE_CHECKING:
 
-    class _Result(AsyncResult, Generic[R]): ...
+    class Result(AsyncResult, Generic[R]):
+        id: str
+
+        def get(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> R: ...
+        @property
+        def state(self) -> str: ...
+        def ready(self) -> bool: ...
+        def successful(self) -> bool: ...
+        def failed(self) -> bool: ...
 else:
 
-    class _Result(AsyncResult):
+    class Result(AsyncResult):
         """Subscripted by type checkers only."""
 
         def __class_getitem__(cls, item: Any) -> Any:
@@ -126,21 +134,22 @@ def list_workflow_steps(id: str, app: Celery | None = None) -> list[StepInfo]:
     return [_step(installation, row) for row in rows]
 
 
-class WorkflowHandle(_Result[R]):
+class WorkflowHandle(Result[R]):
     """A Celery AsyncResult that reads Postgres where the app has no result backend."""
 
     def __init__(self, id: str, app: Celery | None = None, **kwargs: Any) -> None:
         super().__init__(id, app=find(app).app, **kwargs)
 
-    def get(self, timeout: float | None = None, **kwargs: Any) -> R:
+    def get(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> R:
         """Wait for the workflow and return its result, or raise its error.
 
-        ``timeout`` is in seconds; celery.exceptions.TimeoutError is raised when it has passed.
+        ``timeout`` is in seconds; celery.exceptions.TimeoutError is raised when it has passed. With
+        ``propagate=False`` the error is returned.
         """
         if not self._reads_postgres:
-            result: R = super().get(timeout=timeout, **kwargs)
+            result: R = super().get(timeout=timeout, propagate=propagate, **kwargs)
             return result
-        return self._wait(timeout)
+        return self._wait(timeout, propagate)
 
     def __reduce_args__(self) -> tuple[Any, ...]:
         return (self.id,)
@@ -155,25 +164,25 @@ class WorkflowHandle(_Result[R]):
     def _reads_postgres(self) -> bool:
         return isinstance(self.backend, DisabledBackend)
 
-    def _wait(self, timeout: float | None) -> R:
+    def _wait(self, timeout: float | None, propagate: bool) -> R:
         installation = find(self.app)
         give_up_at = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_LOOK
         while True:
             row = _row(installation, self.id)
             if row.state in states.FINAL:
-                return self._outcome(installation, row)
+                return self._outcome(installation, row, propagate)
             if give_up_at is not None and time.monotonic() + pause > give_up_at:
                 raise CeleryTimeoutError(f"The workflow {self.id} hasn't finished in {timeout:g} s.")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _outcome(self, installation: Installation, row: WorkflowRow) -> R:
+    def _outcome(self, installation: Installation, row: WorkflowRow, propagate: bool) -> R:
         result, error = outcome_of(installation, row)
-        if error is not None:
+        if error is not None and propagate:
             raise error
-        value: R = result
-        return value
+        value: Any = result if error is None else error
+        return cast(R, value)
 
     def _meta_of(self, row: WorkflowRow) -> dict[str, Any]:
         result, error = outcome_of(find(self.app), row)

@@ -50,19 +50,28 @@ class Config:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Config:
         """Build from names without prefix; raise ConfigurationError for a wrong name or value."""
+        config = cls.of_values(settings)
+        config._check_lease()
+        return config
+
+    @classmethod
+    def of_values(cls, settings: Mapping[str, Any]) -> Config:
+        """Build from a part of the settings: each is checked, but not whether they fit those that aren't here."""
         check_names(settings)
         given = {name: value for name, value in settings.items() if value is not None}
         config = cls(**{name: _converted(name, value) for name, value in given.items()})
-        config._check()
+        config._check_choices()
         return config
 
-    def _check(self) -> None:
+    def _check_lease(self) -> None:
         if self.lease < 3 * self.heartbeat_interval:
             raise ConfigurationError(
                 f"durable_lease ({self.lease:g} s) must be at least three times "
                 f"durable_heartbeat_interval ({self.heartbeat_interval:g} s), "
                 "else a single late heartbeat looks like a dead worker."
             )
+
+    def _check_choices(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 choices = ", ".join(repr(choice) for choice in allowed)
@@ -122,6 +131,8 @@ def _converted(name: str, value: Any) -> Any:
         return _typed(value, bool, setting, "True or False")
     if isinstance(default, int):
         return _positive(_typed(value, int, setting, "a whole number"), setting)
+    if name == "schema":
+        return _identifier(_typed(value, str, setting, "a string"), setting)
     return _typed(value, str, setting, "a string")
 
 
@@ -129,6 +140,13 @@ def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         # The value itself stays out of the text: it may be a connection string.
         raise ConfigurationError(f"{setting} must be {description}, not a value of type {type(value).__name__}.")
+    return value
+
+
+def _identifier(value: str, setting: str) -> str:
+    # Postgres cuts longer names off, and the parameters of our statements are marked by a percent sign.
+    if not value or len(value.encode(errors="replace")) > 63 or {"\x00", "%"} & set(value):
+        raise ConfigurationError(f"{setting} must be a name of 1 to 63 bytes without NUL and percent, not {value!r}.")
     return value
 
 

@@ -36,7 +36,9 @@ class Bell:
     """Wakes a polling thread from anywhere, signal handlers included; watches processes on Linux."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
         self._poll = original("select", "poll")()
         self._poll.register(self._reader)
         self._processes: dict[int, int] = {}  # pidfd -> pid

@@ -11,7 +11,7 @@ from celery import Task, _state, shared_task
 from celery.app.task import Context
 from celery.utils import uuid as new_id
 
-from .client import WorkflowHandle
+from .client import Result, WorkflowHandle
 from .config import seconds
 from .delivery import deliver
 from .engine.context import Attempt, bodies_here, current_attempt, current_step
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     class _Task(Task, Generic[P, R]):
         name: str
-        request: Context
+        request: Any  # Celery's Context, whose class attributes would tell a type checker that the id is None
 
     class _Call(Generic[P, R]): ...
 else:
@@ -223,7 +223,7 @@ class Step(_Task[P, R], metaclass=_DurableType):
 
     if TYPE_CHECKING:
 
-        def delay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]: ...
+        def delay(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]: ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the step: checkpointed in a workflow, else as the plain function that it is."""

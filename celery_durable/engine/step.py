@@ -15,7 +15,7 @@ from ..exceptions import (
     StepLost,
     Suspended,
 )
-from ..serialization import Codec, Payload, call_repr, fingerprint, round_trip_error
+from ..serialization import Payload, call_repr, fingerprint, round_trip_error
 from ..store import StepRecord
 from ..store.rows import Checkpoint
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
@@ -23,6 +23,9 @@ from .limits import is_foreign_limit, soft_limit
 from .retry import RetryPolicy, call_with_retries
 
 Body = Callable[..., Any]
+
+#: Failed tries whose errors are kept; ``tries`` counts all of them.
+MOST_ERRORS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,11 @@ class _Call:
         self.fingerprint = fingerprint(args, kwargs)
         self.seq = saved.seq if saved else attempt.next_seq()
         self.failed_tries = saved.tries if saved else 0
-        self.tries_log = TriesLog.of(saved.errors if saved else None)
+        self.errors = saved.errors if saved else None
         #: The current try is in the database already.
         self.written_ahead = False
+        #: When the current try began.
+        self.began = time.monotonic()
         self.step = RunningStep(spec.name, key, attempt.idempotency_key(key))
 
     @property
@@ -155,7 +160,7 @@ class _Call:
     def record_try(self, error: Exception, delay: float) -> None:
         """Keep a failed try, so that no crash gives it back."""
         self.failed_tries += 1
-        self.tries_log = self.tries_log.with_error(self.attempt.engine.codec, error)
+        self.errors = _with_error(self.errors, self.attempt.engine.codec.encode_error(error).data)
         self.attempt.engine.observers.tell("try_failed", self.attempt.id, self.key, error)
         logger.warning(
             "Step %s of workflow %s failed in try %d (%r), next in %.3g s.",
@@ -224,31 +229,19 @@ class _Call:
             tries=tries,
             args=call_repr(self.args, self.kwargs),
             fingerprint=self.fingerprint,
-            errors=self.tries_log.data,
+            errors=self.errors,
             ok=ok,
             payload=payload,
-            took=time.monotonic() - self.began if ok is not None and hasattr(self, "began") else 0.0,
+            took=time.monotonic() - self.began,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class TriesLog:
-    """The errors of the failed tries, capped: the first few and the latest."""
-
-    data: bytes | None = None
-    CAP = 20
-
-    @classmethod
-    def of(cls, data: bytes | None) -> TriesLog:
-        """Go on with what was stored."""
-        return cls(data)
-
-    def with_error(self, codec: Codec, error: Exception) -> TriesLog:
-        """Return the log with one more error, one JSON line each."""
-        lines = (self.data or b"").splitlines()
-        if len(lines) >= self.CAP:
-            del lines[self.CAP // 2]
-        return TriesLog(b"\n".join([*lines, codec.encode_error(error).data]))
+def _with_error(log: bytes | None, entry: bytes) -> bytes:
+    """Return the errors of a step's tries, one JSON line each, with one more; of many, first and last are kept."""
+    lines = (log or b"").splitlines()
+    if len(lines) >= MOST_ERRORS:
+        del lines[MOST_ERRORS // 2]
+    return b"\n".join([*lines, entry])
 
 
 def _add_note(error: BaseException, note: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -25,6 +26,7 @@ logger = logging.getLogger("celery_durable.store")
 #: What goes by when the database is back, has room again, or a deadlock's other side is done.
 TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
 SETTING = "durable_database_url"
+_PORTS = re.compile(r"[\d,]*")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -44,36 +46,37 @@ class Connections(Protocol):
 class Database:
     """Runs named statements, each in its own transaction, on one Postgres.
 
-    ``patience`` is how many seconds a statement goes on trying while the database can't be reached; every
-    statement here may be repeated after its answer was lost. Raises DatabaseUnavailable when patience ends.
+    ``check`` is called on the first connection of a process. ``patience`` is how many seconds a statement goes on
+    trying while the database can't be reached; every statement here may be repeated after its answer was lost.
+    Raises DatabaseUnavailable when patience ends.
     """
 
-    def __init__(self, connections: Connections, where: str, prepare: Callable[[Connection], None]) -> None:
+    def __init__(self, connections: Connections, where: str, check: Callable[[Connection], None]) -> None:
         self._connections = connections
         self._where = where
-        self._prepare = prepare
-        self._prepared = False
+        self._check = check
+        self._checked = False
 
     def run(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
         """Execute and return all rows."""
-        cursor = self.attempt(lambda conn: conn.execute(query.text, params), patience=patience, what=query.name)
+        cursor = self._execute(query, params, patience)
         return cursor.fetchall() if cursor.description else []
 
     def count(self, query: Query, params: Mapping[str, Any], *, patience: float) -> int:
         """Execute and return how many rows it wrote."""
-        return self.attempt(lambda conn: conn.execute(query.text, params), patience=patience, what=query.name).rowcount
+        return self._execute(query, params, patience).rowcount
 
-    def attempt(self, action: Callable[[Connection], Any], *, patience: float, what: str) -> Any:
-        """Run ``action`` on a connection; try again on a transient error until patience ends."""
+    def _execute(self, query: Query, params: Mapping[str, Any], patience: float) -> psycopg.Cursor[Row]:
+        """Execute; try again on a transient error until patience ends."""
         give_up_at = time.monotonic() + patience
         pause = _FIRST_PAUSE
         while True:
             try:
-                return self._once(action)
+                return self._once(query, params)
             except TRANSIENT as error:
                 if time.monotonic() + pause > give_up_at:
                     raise self._unavailable(error) from error
-                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, what, _brief(error))
+                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, query.name, _brief(error))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -81,13 +84,13 @@ class Database:
         """Close all connections."""
         self._connections.close()
 
-    def _once(self, action: Callable[[Connection], Any]) -> Any:
+    def _once(self, query: Query, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
         with self._connections.lease() as connection:
-            if not self._prepared:
-                self._prepare(connection)
-                self._prepared = True
+            if not self._checked:
+                self._check(connection)
+                self._checked = True
             with deferred_signals():
-                return action(connection)
+                return _in_one_round_trip(connection, query.text, params)
 
     def _unavailable(self, error: Exception) -> DatabaseUnavailable:
         return DatabaseUnavailable(f"Postgres can't be reached at {self._where} (setting {SETTING}): {_brief(error)}")
@@ -202,11 +205,19 @@ def where(url: str) -> str:
     try:
         facts = conninfo.conninfo_to_dict(url)
     except psycopg.Error:
+        facts = None
+    # A password with an unquoted @ or / is taken for a part of the host, port or database.
+    if facts is None or not _PORTS.fullmatch(str(facts.get("port") or "")) or "@" in _address(facts):
         # Neither the URL nor the parser's complaint is shown: both may hold the password.
         raise ConfigurationError(
             f"{SETTING} isn't a Postgres connection URL; it should read like "
-            "postgresql://user@host:5432/database (without a driver such as +psycopg in the scheme)."
-        ) from None
+            "postgresql://user@host:5432/database (without a driver such as +psycopg in the scheme, "
+            "and with %40 for an @ and %2F for a / in the password)."
+        )
+    return _address(facts)
+
+
+def _address(facts: Mapping[str, Any]) -> str:
     host = facts.get("host") or facts.get("hostaddr") or "the local socket"
     port = f":{facts['port']}" if facts.get("port") else ""
     return f"{host}{port}/{facts.get('dbname') or ''}"
@@ -226,6 +237,18 @@ def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any
     return {**kwargs, "autocommit": True, "prepare_threshold": None if pgbouncer else 5}
 
 
+def _in_one_round_trip(connection: Connection, text: str, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+    """Execute a prepared statement. Its first use on a connection prepares it in the same round trip."""
+    shape = (text, *map(type, params.values()))
+    prepared = _prepared.setdefault(connection, set())
+    if shape in prepared or not psycopg.Pipeline.is_supported():
+        return connection.execute(text, params, prepare=True)
+    with connection.pipeline():
+        cursor = connection.execute(text, params, prepare=True)
+    prepared.add(shape)
+    return cursor
+
+
 def _force_read_committed(connection: Connection) -> None:
     """The rules of the protocol are made for READ COMMITTED, whatever the role's default is."""
     level = connection.execute("SHOW default_transaction_isolation").fetchone()
@@ -237,6 +260,7 @@ def _brief(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+_prepared: weakref.WeakKeyDictionary[Connection, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 _processes: weakref.WeakSet[PerProcess] = weakref.WeakSet()
 
 

@@ -188,10 +188,13 @@ SELECT id, state FROM freed
 -- name: hand_over
 -- A cold shutdown: what this node still runs is enqueued again; no crash is counted.
 WITH own AS (
-    SELECT id FROM {schema}.workflow WHERE state = 'RUNNING' AND node = %(node)s AND id = ANY(%(ids)s::text[])
+    SELECT id, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
+                       AND c.ok IS NOT NULL) AS moved
+    FROM {schema}.workflow w WHERE state = 'RUNNING' AND node = %(node)s AND id = ANY(%(ids)s::text[])
     ORDER BY id FOR UPDATE
 )
-UPDATE {schema}.workflow w SET state = 'ENQUEUED', node = NULL, token = NULL, publish_at = clock_timestamp()
+UPDATE {schema}.workflow w SET state = 'ENQUEUED', node = NULL, token = NULL, publish_at = clock_timestamp(),
+    crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END
 FROM own WHERE w.id = own.id
 RETURNING w.id
 
