@@ -41,9 +41,7 @@ class Config:
     serializer: str | None = None
     #: Largest serialized value, in bytes.
     max_payload: int = 16 * 1024 * 1024
-    step_events: bool | str = "auto"
     nondeterminism: str = "error"
-    eager: str = "plain"
     #: Set this if the database is reached through pgbouncer in transaction mode.
     pgbouncer: bool = False
 
@@ -79,11 +77,7 @@ class Config:
 
 
 _FIELDS = {field.name: field for field in fields(Config)}
-_CHOICES = {
-    "nondeterminism": ("error", "warn"),
-    "eager": ("plain", "durable"),
-    "step_events": ("auto", True, False),
-}
+_CHOICES = {"nondeterminism": ("error", "warn")}
 _DURATIONS = {
     "heartbeat_interval",
     "lease",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from .engine.step import StepSpec
 from .exceptions import ConfigurationError
 
 MAX_NAME = 255
+_COUNTED = re.compile(r"#\d+$")
 DEFAULT_RETRIES = 3
 _RETRY_OPTIONS = ("max_retries", "retry_backoff", "retry_backoff_max", "retry_backoff_rate", "retry_jitter")
 STEP_OPTIONS = (
@@ -54,6 +56,8 @@ def check_name(name: str) -> None:
     """Raise ConfigurationError for a step's name that can't be stored, or that every lambda has."""
     if not name or "<lambda>" in name:
         raise ConfigurationError("A lambda as a step must be given a name: durable.as_step(function, name='fetch').")
+    if _COUNTED.search(name):
+        raise ConfigurationError(f"A step's name can't end like the key of a repeated call: {name[:80]!r}.")
     if len(name) > MAX_NAME or "\x00" in name:
         raise ConfigurationError(f"A step's name has at most {MAX_NAME} characters and no NUL: {name[:80]!r}.")
 

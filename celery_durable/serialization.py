@@ -105,12 +105,6 @@ class Codec:
             return SerializationError(f"A stored error can't be read back ({_summary(error)}).")
 
 
-def round_trip_error(codec: Codec, error: Exception) -> tuple[Payload, Exception]:
-    """Return the stored form of ``error``, and what each replay will see in its place."""
-    payload = codec.encode_error(error)
-    return payload, codec.decode_error(payload)
-
-
 def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """Return a digest of the arguments; those that can't be serialized don't count."""
     try:

@@ -15,7 +15,7 @@ from ..exceptions import (
     StepLost,
     Suspended,
 )
-from ..serialization import Payload, call_repr, fingerprint, round_trip_error
+from ..serialization import Payload, call_repr, fingerprint
 from ..store import StepRecord
 from ..store.rows import Checkpoint
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
@@ -194,8 +194,7 @@ class _Call:
         return self.settle(True, payload, None)
 
     def settle_error(self, error: Exception) -> Any:
-        payload, _ = round_trip_error(self.attempt.engine.codec, error)
-        return self.settle(False, payload, error)
+        return self.settle(False, self.attempt.engine.codec.encode_error(error), error)
 
     def settle(self, ok: bool, payload: Payload, cause: BaseException | None) -> Any:
         """Record the outcome, then answer from what was recorded."""
