@@ -54,7 +54,7 @@ class _DurableType(type):
         if app is not None and not any(issubclass(base, app.Task) for base in bases):
             bases = (*bases, app.Task)
         cls = super().__new__(mcs, name, bases, namespace)
-        if app is not None:
+        if "run" in namespace:
             cast(Any, cls)._declare()
         return cls
 
@@ -214,9 +214,9 @@ class Step(_Task[P, R], metaclass=_DurableType):
     @classmethod
     def _declare(cls) -> None:
         check_bypass(cls, Step)
-        options = given(cls)
-        warn_if_never_retried(str(cls.name), options)
-        cls.durable_spec = step_spec(str(cls.name), options)
+        options, name = given(cls), cls.name or f"{cls.__module__}.{cls.__qualname__}"
+        warn_if_never_retried(name, options)
+        cls.durable_spec = step_spec(name, options)
         limit = cls.durable_spec.soft_time_limit
         if limit is not None:
             cls.soft_time_limit = limit  # Celery wants seconds where it runs the step as a task

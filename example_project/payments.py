@@ -55,11 +55,11 @@ class Ledger:
 
     def book(self, key: str | None, order: str, cents: int) -> Charge:
         """Take the money, or find that it was taken under this key."""
-        insert = "INSERT INTO charge (key, order_id, cents) VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING n"
+        insert = "INSERT INTO charge (key, order_id, cents) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
         with self._lock:
-            fresh = self._db.execute(insert, (key, order, cents)).fetchone()
-            if fresh:
-                return Charge(f"pay-{fresh[0]}", order, cents)
+            inserted = self._db.execute(insert, (key, order, cents))
+            if inserted.rowcount == 1:
+                return Charge(f"pay-{inserted.lastrowid}", order, cents)
             n, *kept = self._db.execute("SELECT n, order_id, cents FROM charge WHERE key = ?", (key,)).fetchone()
         if kept != [order, cents]:
             raise KeyReused(f"key {key} was used for {kept[0]}, {kept[1]} cents")
