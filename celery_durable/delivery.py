@@ -20,10 +20,10 @@ from . import states
 from .engine import runner
 from .engine.context import WHILE_ALIVE, Attempt
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
-from .envelope import HEADER, Envelope, send_all
+from .envelope import HEADER, Envelope, check_id, send_all
 from .exceptions import ConfigurationError, DurableError
 from .installation import Installation
-from .publisher import Start, birth_of, check_id
+from .publisher import Start, birth_of
 from .request import NODE_PROPERTY
 from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 

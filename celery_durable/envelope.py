@@ -19,12 +19,15 @@ from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
 
 from .exceptions import SerializationError
+from .serialization import printable
 from .store.rows import StoredMessage
 
 logger = logging.getLogger("celery_durable")
 
 #: Marks our own messages: only messages without it may start a workflow by arriving.
 HEADER = "durable"
+
+MAX_ID = 255
 
 #: Added by brokers on the way, or recomputed for each sending.
 _STALE_HEADERS = frozenset({HEADER, "redelivered", "compression"})
@@ -175,6 +178,28 @@ class Envelope:
             retry_policy=dict(_SHORT_TRY),
             **self.properties,
         )
+
+
+def check_id(workflow_id: Any) -> str:
+    """Raise ValueError for a task id that can't be a workflow's."""
+    if not isinstance(workflow_id, str) or not workflow_id:
+        raise ValueError(f"A workflow's task_id must be a string that isn't empty, not {workflow_id!r}.")
+    if len(workflow_id) > MAX_ID:
+        raise ValueError(f"A workflow's task_id may have {MAX_ID} characters, this one has {len(workflow_id)}.")
+    if printable(workflow_id) != workflow_id:
+        raise ValueError(
+            "A workflow's task_id can't contain a NUL character or a lone surrogate: Postgres doesn't store them."
+        )
+    return workflow_id
+
+
+def is_id(value: Any) -> bool:
+    """Tell whether this can be a workflow's id; what comes from the broker can be anything."""
+    try:
+        check_id(value)
+    except ValueError:
+        return False
+    return True
 
 
 _REQUEST_HEADERS = (

@@ -28,8 +28,6 @@ from .store import Birth
 
 logger = logging.getLogger("celery_durable")
 
-MAX_ID = 255
-
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -165,17 +163,6 @@ def birth_of(installation: Installation, envelope: Envelope, workflow_id: str, s
         parent_id=headers.get("parent_id"),
         root_id=headers.get("root_id"),
     )
-
-
-def check_id(workflow_id: Any) -> str:
-    """Raise ValueError for a task id that can't be a workflow's."""
-    if not isinstance(workflow_id, str) or not workflow_id:
-        raise ValueError(f"A workflow's task_id must be a string that isn't empty, not {workflow_id!r}.")
-    if len(workflow_id) > MAX_ID:
-        raise ValueError(f"A workflow's task_id may have {MAX_ID} characters, this one has {len(workflow_id)}.")
-    if "\x00" in workflow_id:
-        raise ValueError("A workflow's task_id can't contain a NUL character: Postgres doesn't store it.")
-    return workflow_id
 
 
 def seconds_until(app: Celery, countdown: Any, eta: Any) -> float | None:

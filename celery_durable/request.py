@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from datetime import datetime
 from functools import wraps
 from typing import Any, Protocol
 
@@ -17,8 +18,9 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from .envelope import HEADER
+from .envelope import HEADER, is_id
 from .installation import registered
+from .serialization import printable
 
 NODE_PROPERTY = "durable_node"
 
@@ -80,9 +82,8 @@ class DurableRequest(Request):
     def on_accepted(self, pid: Any, time_accepted: Any) -> None:
         """A pool process has taken the message."""
         super().on_accepted(pid, time_accepted)
-        queue, published = self.durable.get("queue"), self.durable.get("published")
-        if self.node is not None and isinstance(queue, str) and isinstance(published, str):
-            self.node.accepted(queue, published)
+        if self.node is not None and (published := _published(self.durable)) is not None:
+            self.node.accepted(printable(str(self.durable.get("queue"))), published)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The attempt has ended otherwise than by returning; a lost process isn't a failure of the workflow."""
@@ -138,6 +139,16 @@ class DurableRequest(Request):
             self.node.ended(self, delivered=delivered)
 
 
+def _published(header: dict[str, Any]) -> str | None:
+    """Return when a message was published; what isn't a time is left out, as the database would refuse it."""
+    published = header.get("published")
+    try:
+        datetime.fromisoformat(str(published))
+    except ValueError:
+        return None
+    return str(published)
+
+
 def _starting(execute: Callable[..., Any]) -> Callable[..., Any]:
     """Register a request before the pool can have it."""
 
@@ -181,6 +192,8 @@ class Registry:
 
     def add(self, request: Any) -> None:
         """A request goes to the pool."""
+        if not is_id(request.id):
+            return  # it can't be claimed, and must not spoil the heartbeat
         with self._lock:
             self._requests.add(request)
 
@@ -188,7 +201,7 @@ class Registry:
         """A request has left the pool; ``delivered``: its outcome is to be confirmed."""
         with self._lock:
             self._requests.discard(request)
-            if delivered:
+            if delivered and is_id(request.id):
                 self._delivered.add(request.id)
 
     def accepted(self, queue: str, published: str) -> None:

@@ -16,10 +16,11 @@ from .config import seconds
 from .delivery import deliver
 from .engine.context import Attempt, bodies_here, current_attempt, current_step
 from .engine.step import StepSpec, call_step
+from .envelope import check_id
 from .exceptions import ConfigurationError, NotAllowedInStep, NotInWorkflow
 from .installation import installed_on
 from .options import check_bypass, given, retry_any_error, step_spec, warn_if_never_retried
-from .publisher import Captured, RowFirst, Start, check_id, seconds_until
+from .publisher import Captured, RowFirst, Start, seconds_until
 
 P = ParamSpec("P")
 R = TypeVar("R")
