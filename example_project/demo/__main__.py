@@ -39,9 +39,9 @@ def main() -> int:
         report = Report(orders)
         report.finished(job.fulfilled())
         report.bodies(journal)
+        report.losses(mayhem.losses, options.kills, options.flushes)
         if isinstance(job, Durable):
-            report.resumed(job.completed_steps(), journal)
-        report.losses(mayhem.losses, journal, options.kills, options.flushes)
+            report.resumed(job.completed_steps(), mayhem.losses.kills, journal)
         report.payments(on.ledger)
         report.invoices(on.home)
         screen.table([*report.rows, ("took", f"{time.monotonic() - began:.0f} s")])

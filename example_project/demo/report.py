@@ -10,6 +10,7 @@ from example_project import shop
 from example_project.demo.facts import (
     Completed,
     Journal,
+    Kill,
     Losses,
     charged_twice,
     resumed_after,
@@ -37,23 +38,23 @@ class Report:
         ran = {(body.order, body.step) for body in journal.bodies}
         self._row("step bodies run", f"{len(journal.bodies)}, for {len(ran)} steps")
 
-    def resumed(self, completed: list[Completed], journal: Journal) -> None:
+    def resumed(self, completed: list[Completed], kills: list[Kill], journal: Journal) -> None:
+        waits = [resumed_after(kill, journal) for kill in kills]
+        shown = ["never" if wait is None else f"{wait:.1f} s" for wait in waits]
+        self._row("first step resumed after", ", ".join(shown) or "-")
+        if None in waits:
+            self.wrong.append("a killed worker's orders were not resumed")
         self._row("steps skipped on resume", str(sum(step.skipped for step in completed)))
         again = [f"{body.order} {body.step}" for body in run_again(completed, journal)]
         self._row("completed steps run again", str(len(again)))
         self._expect_none(again, "steps that ran after they were completed")
 
-    def losses(self, losses: Losses, journal: Journal, kills: int, flushes: int) -> None:
-        waits = [resumed_after(kill, journal) for kill in losses.kills]
-        shown = ["never" if wait is None else f"{wait:.1f} s" for wait in waits]
+    def losses(self, losses: Losses, kills: int, flushes: int) -> None:
         self._row("workers killed", str(len(losses.kills)))
-        self._row("first step resumed after", ", ".join(shown))
         lost = sum(losses.flushed)
         self._row("broker flushed", f"{len(losses.flushed)}, messages lost: {lost}")
         if len(losses.kills) < kills or len(losses.flushed) < flushes:
             self.wrong.append(f"all was over before {kills} kills and {flushes} flushes")
-        if None in waits:
-            self.wrong.append("a killed worker's orders were not resumed")
 
     def payments(self, ledger: Path) -> None:
         book = Ledger(ledger)
