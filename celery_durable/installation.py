@@ -81,7 +81,6 @@ class Installation:
             store=store or self.store,
             send=send,
             retention=config.retention,
-            max_recovery_attempts=config.max_recovery_attempts,
             patience=patience,
         )
 

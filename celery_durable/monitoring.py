@@ -29,6 +29,10 @@ class LogObserver(Observer):
         """Tell of a hand-over."""
         logger.info("The workflow %s is handed over: this worker shuts down.", workflow_id)
 
+    def fenced(self, workflow_id: str) -> None:
+        """Tell that an attempt was overtaken."""
+        logger.warning("Another worker has taken the workflow %s over; this attempt is void.", workflow_id)
+
     def recovered(self, duty: str, workflow_ids: list[str]) -> None:
         """Tell what a sweep has found."""
         logger.info("Recovery: %s %d workflow(s).", duty, len(workflow_ids))

@@ -14,6 +14,7 @@ from .config import seconds
 from .engine.retry import RetryPolicy
 from .engine.step import StepSpec
 from .exceptions import ConfigurationError
+from .serialization import printable
 
 MAX_NAME = 255
 _COUNTED = re.compile(r"#\d+$")
@@ -58,8 +59,10 @@ def check_name(name: str) -> None:
         raise ConfigurationError("A lambda as a step must be given a name: durable.as_step(function, name='fetch').")
     if _COUNTED.search(name):
         raise ConfigurationError(f"A step's name can't end like the key of a repeated call: {name[:80]!r}.")
-    if len(name) > MAX_NAME or "\x00" in name:
-        raise ConfigurationError(f"A step's name has at most {MAX_NAME} characters and no NUL: {name[:80]!r}.")
+    if printable(name, MAX_NAME) != name:
+        raise ConfigurationError(
+            f"A step's name has at most {MAX_NAME} characters, no NUL and no lone surrogates: {name[:80]!r}."
+        )
 
 
 def retry_any_error(options: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,6 @@ class Recovery:
     store: Store
     send: Send
     retention: float
-    max_recovery_attempts: int
     patience: float
 
     def sweep(self) -> dict[str, int]:
@@ -90,7 +89,7 @@ class Recovery:
     def _rescued(self, node: UUID | None, lost: Collection[str]) -> Iterator[list[str]]:
         verdict = self._verdict(
             WorkflowDead(
-                f"The workflow was given up: its worker died more than {self.max_recovery_attempts} times "
+                "The workflow was given up: its worker died more often than max_recovery_attempts allows "
                 "since its last completed step. Resume it after the cause is mended."
             )
         )

@@ -26,6 +26,8 @@ from .exceptions import ConfigurationError, PayloadTooLarge, SerializationError,
 JSON = "application/json"
 REPR_LIMIT = 1024
 TRACEBACK_LIMIT = 32 * 1024
+#: A character takes up to 12 bytes as JSON, and there are two texts and some names in an error.
+_LONGEST_IN_JSON = 2 * 12 + 8
 _BINARY_ENCODINGS = frozenset({"binary", "ascii-8bit"})
 _DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -93,8 +95,21 @@ class Codec:
             raise SerializationError(f"{what} can't be read back ({_summary(error)}).") from error
 
     def encode_error(self, error: BaseException) -> Payload:
-        """Describe an exception so that ``decode_error`` can rebuild it; never raises."""
-        return Payload(json_dumps(_described(error)).encode())
+        """Describe an exception so that ``decode_error`` can rebuild it; never raises.
+
+        Of one that ``max_payload`` forbids the attributes are left out, then the arguments and most of the text.
+        """
+        facts = _described(error)
+        if not self._fits(facts):
+            facts["attributes"] = {}
+        if not self._fits(facts):
+            facts.pop("args", None)
+            shorter = max(self.max_payload // _LONGEST_IN_JSON, 1)
+            facts.update({name: printable(facts[name], shorter) for name in ("message", "traceback")})
+        return Payload(json_dumps(facts).encode())
+
+    def _fits(self, facts: dict[str, Any]) -> bool:
+        return len(json_dumps(facts)) <= self.max_payload
 
     def decode_error(self, payload: Payload) -> Exception:
         """Rebuild an exception: by its class if that can be imported, else as a StepError."""
@@ -169,10 +184,18 @@ def _described(error: BaseException) -> dict[str, Any]:
         "traceback": printable(_traceback_text(error), TRACEBACK_LIMIT),
         "attributes": {name: value for name, value in vars(error).items() if _is_data(name) and _is_data(value)},
     }
-    arguments = error.args if isinstance(error.args, tuple) else ()
+    arguments = _arguments(error)
     if all(_is_data(argument) for argument in arguments):
         facts["args"] = list(arguments)
     return facts
+
+
+def _arguments(error: BaseException) -> tuple[Any, ...]:
+    """Return what the error's built-in base makes it of; the file names of an OSError aren't in its ``args``."""
+    if isinstance(error, OSError):
+        made_of = OSError.__reduce__(error)[1]
+        return (*made_of[:2], *(name if _is_data(name) else str(name) for name in made_of[2:]))
+    return error.args if isinstance(error.args, tuple) else ()
 
 
 def _is_data(value: Any) -> bool:
@@ -213,7 +236,8 @@ def _instance(cls: type[Exception], facts: dict[str, Any]) -> Exception | None:
     try:
         error: Exception = base.__new__(cls, *args)
         base.__init__(error, *args)
-        error.args = args
+        if not isinstance(error, OSError):
+            error.args = args
         vars(error).update(facts["attributes"])
         str(error)
     except Exception:  # noqa: BLE001 - e.g. a __str__ that needs an attribute which was lost: told as StepError

@@ -5,5 +5,6 @@ pytest_plugins = [
     "tests.fixtures.fix_ledger",
     "tests.fixtures.fix_postgres",
     "tests.fixtures.fix_proxy",
+    "tests.fixtures.fix_rig",
     "tests.fixtures.fix_worker",
 ]

@@ -44,19 +44,27 @@ def is_foreign_limit(error: BaseException) -> bool:
 
 @contextmanager
 def _timer(seconds: float, timeout: StepTimeout) -> Iterator[None]:
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise timeout
-
-    outer_handler = signal.getsignal(signal.SIGALRM)
     outer_left, _ = signal.getitimer(signal.ITIMER_REAL)
-    began = time.monotonic()
     if outer_left and outer_left <= seconds:
         yield  # the outer limit ends first, and its owner's timer is running already
         return
-    signal.signal(signal.SIGALRM, interrupt)
+    armed = True
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise timeout
+
+    began = time.monotonic()
+    outer_handler = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        try:
+            yield
+        finally:
+            # An alarm may still come between here and the outer clean-up; it must not interrupt that.
+            armed = False
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, outer_handler or signal.SIG_DFL)

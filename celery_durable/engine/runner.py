@@ -8,7 +8,7 @@ from typing import Any
 from .. import states
 from ..exceptions import Cancelled, ControlFlow, HandedOver, PayloadTooLarge, SerializationError, Suspended
 from ..store.rows import StoredMessage
-from .context import WHILE_ALIVE, Attempt, Engine, logger, running
+from .context import WHILE_ALIVE, Attempt, Engine, running
 from .outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Superseded, Waiting
 
 
@@ -125,6 +125,5 @@ def _lost(attempt: Attempt) -> Outcome:
     look = attempt.engine.store.workflows.look(attempt.fence, patience=WHILE_ALIVE)
     if look is not None and look.mine and (look.state == states.CANCELLED or look.late):
         return Stopped()
-    logger.warning("Another worker has taken the workflow %s over; this attempt is void.", attempt.id)
     attempt.engine.observers.tell("fenced", attempt.id)
     return Superseded()
