@@ -81,7 +81,7 @@ class WorkflowCancelledError(DurableError):
 
 
 class WorkflowDead(DurableError):
-    """The workflow was given up; durable.resume_workflow() continues it after a fix."""
+    """The workflow was given up: it crashed too often, or a replay did something else than the first run."""
 
 
 class NotInWorkflow(DurableError):

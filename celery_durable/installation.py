@@ -41,7 +41,8 @@ class Installation:
         check_names(_durable_names(self.app))
         conf = self.app.conf
         given = {name: conf.get(f"durable_{name}") for name in setting_names()}
-        return Config.from_settings({**given, **self.settings})
+        installed = {name: value for name, value in self.settings.items() if value is not None}
+        return Config.from_settings({**given, **installed})
 
     @cached_property
     def codec(self) -> Codec:

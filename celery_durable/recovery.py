@@ -90,7 +90,7 @@ class Recovery:
         verdict = self._verdict(
             WorkflowDead(
                 "The workflow was given up: its worker died more often than max_recovery_attempts allows "
-                "since its last completed step. Resume it after the cause is mended."
+                "since its last completed step."
             )
         )
         while True:

@@ -82,7 +82,7 @@ class _Call:
         error = NondeterminismError(
             f"The step {self.key!r} of workflow {self.attempt.id} was first called with ({saved.args}), and is now "
             f"called with ({call_repr(self.args, self.kwargs)}): what a workflow passes to a step may only depend "
-            "on its own arguments and on other steps. Resume it after the code is mended."
+            "on its own arguments and on other steps."
         )
         if self.attempt.engine.nondeterminism == "warn":
             logger.warning("%s", error)

@@ -1,0 +1,57 @@
+"""Handles that read Postgres, because their app has no result backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+
+import celery_durable as durable
+from celery_durable.exceptions import WorkflowCancelledError
+from celery_durable.installation import installed_on
+
+
+@pytest.fixture
+def workflow(database_url: str) -> Iterator[Any]:
+    """A workflow task of an app without a result backend and without a worker."""
+    app = Celery("handles", broker="memory://", set_as_current=False)
+    durable.install(app, database_url=database_url)
+
+    @app.task(base=durable.Workflow)
+    def wait_for_a_worker() -> None: ...
+
+    yield wait_for_a_worker
+    installed_on(app).store.close()
+
+
+def cancel(handle: durable.WorkflowHandle[Any]) -> None:
+    """End a workflow as one that wasn't started before its ``expires``."""
+    installation = installed_on(handle.app)
+    verdict = installation.codec.encode_error(WorkflowCancelledError("too late"))
+    installation.store.workflows.expired([handle.id], verdict=verdict, patience=3)
+
+
+def test_get_raises(workflow: Any) -> None:
+    """``get()`` raises the error with which the workflow has ended."""
+    handle = workflow.delay()
+    cancel(handle)
+    with pytest.raises(WorkflowCancelledError, match="too late"):
+        handle.get(timeout=10)
+
+
+def test_get_returns_the_error(workflow: Any) -> None:
+    """``get(propagate=False)`` returns the error, as Celery's does."""
+    handle = workflow.delay()
+    cancel(handle)
+    assert isinstance(handle.get(timeout=10, propagate=False), WorkflowCancelledError)
+
+
+def test_get_gives_up(workflow: Any) -> None:
+    """``get(timeout=…)`` raises Celery's TimeoutError while the workflow goes on."""
+    handle = workflow.delay()
+    with pytest.raises(CeleryTimeoutError, match=handle.id):
+        handle.get(timeout=0.1)
+    assert handle.state == "PENDING"

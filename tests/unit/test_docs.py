@@ -1,0 +1,194 @@
+"""README and docs against the code: blocks are run or parsed, tables compared, links followed.
+
+`tests/acceptance/test_readme.py` runs what needs a worker.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from configparser import ConfigParser
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from celery.bin.celery import celery as celery_command
+
+import celery_durable as durable
+from celery_durable import states
+from celery_durable.cli import durable as durable_command
+from celery_durable.config import Config
+from tests.fixtures.fix_postgres import Sql
+from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, rows
+
+LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text"}
+SETUP = ConfigParser()
+SETUP.read(CHECKOUT / "setup.cfg")
+RUNS_ALONE = ["docs/settings.md", "docs/guarantees.md"]
+NEEDS_A_WORKER = ["README.md"]
+QUOTES_FILES = ["example_project/README.md"]
+OPEN_COMMANDS = {".", "docker", "pkill"}
+
+PAPERS = "\n".join(read(str(page.relative_to(CHECKOUT))) for page in PAGES)
+
+
+@pytest.mark.parametrize("block", blocks(), ids=str)
+def test_every_block_is_tested(block: Block) -> None:
+    """A block in a language that no test knows, or Python on a page that no test runs, is an oversight."""
+    assert block.language in LANGUAGES
+    if block.language in ("python", "pycon", "diff"):
+        assert block.page in RUNS_ALONE + NEEDS_A_WORKER + QUOTES_FILES
+
+
+@pytest.mark.parametrize("page", RUNS_ALONE)
+def test_python_blocks_run(page: str) -> None:
+    """The Python blocks of a page run one after the other, in a process of their own, without a warning."""
+    code = "\n".join(block.text for block in blocks("python", page=page))
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_diff_applies() -> None:
+    """The README's diff applies to the file that it names, and what comes out is Python."""
+    (diff,) = blocks("diff")
+    name = re.findall(r"^--- (\S+)$", diff.text, re.MULTILINE)[0]
+    ast.parse(patched(read(name), diff.text))
+
+
+@pytest.mark.parametrize("block", blocks("python", page="example_project/README.md"), ids=str)
+def test_quoted_code_is_the_real_code(block: Block) -> None:
+    """What the example project's page shows is what its files have, but for docstrings."""
+    real = {_unparsed(node) for name in ("plain", "tasks") for node in _functions(f"example_project/{name}.py")}
+    for node in ast.parse(block.text).body:
+        assert _unparsed(node) in real
+
+
+@pytest.mark.parametrize("block", blocks("sql"), ids=str)
+def test_sql_runs(block: Block, sql: Sql) -> None:
+    """Each query runs on a migrated database."""
+    for statement in filter(str.strip, block.text.split(";")):
+        sql.all(statement)
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(line, id=f"{block}-{line[:30]}") for block in blocks("console") for line in block.commands]
+)
+def test_commands_can_be_typed(command: str) -> None:
+    """Each command names a target, module, option, path or marker that exists."""
+    words = shlex.split(command, comments=True)
+    while re.match(r"[A-Z_]+=", words[0]):
+        del words[0]
+    if words[-1] == "&":
+        del words[-1]
+    program, *args = words
+    assert program in OPEN_COMMANDS | CHECKS.keys()
+    if program in CHECKS:
+        CHECKS[program](args)
+
+
+def test_settings_table() -> None:
+    """docs/settings.md lists every setting, and no other, with its real default."""
+    listed = {row[0].strip("`"): row[1] for row in rows("docs/settings.md") if row[0].startswith("`durable_")}
+    real = {f"durable_{field.name}": field.default for field in fields(Config)}
+    assert {name: ast.literal_eval(default.strip("`")) for name, default in listed.items()} == real
+
+
+def test_states_table() -> None:
+    """docs/states.md lists every state, and what Celery shows for it."""
+    listed = {row[0]: row[-1] for row in rows("docs/states.md") if row[0] != "state"}
+    assert listed == states.CELERY
+    (drawing,) = blocks("text", page="docs/states.md")
+    assert set(re.findall(r"[A-Z]{4,}", drawing.text)) == states.ALL
+
+
+def test_architecture_tables() -> None:
+    """docs/architecture.md shows every room, and names only statements that exist."""
+    text = read("docs/architecture.md")
+    for entry in (CHECKOUT / "celery_durable").iterdir():
+        if entry.suffix == ".py" and entry.name != "__init__.py":
+            assert f"`{entry.name}`" in text
+        elif entry.is_dir() and not entry.name.startswith("_"):
+            assert f"`{entry.name}/`" in text
+    sql = "".join(path.read_text() for path in (CHECKOUT / "celery_durable/store").glob("*.sql"))
+    statements = set(re.findall(r"^-- name: (\w+)$", sql, re.MULTILINE))
+    shown = {name for row in rows("docs/architecture.md") for name in re.findall(r"^`(\w+)`", row[1])}
+    assert {"publish", "claim", "save", "finish"} <= shown
+    assert {name for name in shown if "." not in name} <= statements
+
+
+@pytest.mark.parametrize("name", [name for name in durable.__all__ if not name.startswith("_")])
+def test_every_exported_name_is_mentioned(name: str) -> None:
+    """Each public name is somewhere in the papers."""
+    assert f"durable.{name}" in PAPERS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_links(page: Path) -> None:
+    """Every link to a file of the project leads to one."""
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def _functions(path: str) -> list[ast.stmt]:
+    return [node for node in ast.parse(read(path)).body if isinstance(node, ast.FunctionDef)]
+
+
+def _unparsed(node: ast.stmt) -> str:
+    if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+        del node.body[0]
+    return ast.unparse(node)
+
+
+def _check_make(args: list[str]) -> None:
+    targets = re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE)
+    assert set(args) <= set(targets)
+
+
+def _check_celery(args: list[str]) -> None:
+    command: click.Command = celery_command
+    while isinstance(command, click.Group):
+        context = click.Context(command)
+        _, rest, _ = command.make_parser(context).parse_args(args)
+        args = rest[1:]
+        command = durable_command if rest[0] == "durable" else command.commands[rest[0]]
+    command.make_parser(click.Context(command)).parse_args(args)
+
+
+def _check_python(args: list[str]) -> None:
+    kind, what = args[:2]
+    assert kind in ("-c", "-m")
+    if kind == "-c":
+        ast.parse(what)
+    else:
+        assert importlib.util.find_spec(what) is not None
+
+
+def _check_pip(args: list[str]) -> None:
+    command, what = args
+    extra = re.fullmatch(r"\.\[(\w+)\]", what)
+    assert command == "install"
+    assert extra is not None
+    assert extra[1] in SETUP["options.extras_require"]
+
+
+def _check_pytest(args: list[str]) -> None:
+    markers = [line.partition(":")[0] for line in SETUP["tool:pytest"]["markers"].split("\n")]
+    if args[0] == "-m":
+        assert set(args[1].split()) - {"not", "and", "or"} <= set(markers)
+    else:
+        assert all((CHECKOUT / path).exists() for path in args)
+
+
+CHECKS = {
+    "celery": _check_celery,
+    "make": _check_make,
+    "pip": _check_pip,
+    "pytest": _check_pytest,
+    "python": _check_python,
+}
