@@ -36,7 +36,7 @@ _STALE_PROPERTIES = frozenset(
     {"delivery_mode", "delivery_tag", "delivery_info", "body_encoding", "content_type", "content_encoding"}
 )
 #: One more try at once, for a pooled connection that had gone stale.
-_SHORT_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+SHORT_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Envelope:
     def send(self, app: Celery, producer: Any, published_at: datetime | None) -> None:
         """Send, with one more try at once; raises what the broker says."""
         ours = {"queue": self.queue, "published": _stamp(published_at)}
-        producer.connection.ensure_connection(**_SHORT_TRY, reraise_as_library_errors=False)
+        producer.connection.ensure_connection(**SHORT_TRY, reraise_as_library_errors=False)
         producer.publish(
             self.body,
             content_type=self.content_type,
@@ -175,7 +175,7 @@ class Envelope:
             compression=self.compression,
             declare=list(self.declare) or _declaration(app, self.queue),
             retry=True,
-            retry_policy=dict(_SHORT_TRY),
+            retry_policy=dict(SHORT_TRY),
             **self.properties,
         )
 

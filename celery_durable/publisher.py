@@ -17,10 +17,13 @@ from typing import Any
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.backends.redis import RedisBackend
+from celery.backends.rpc import RPCBackend
+from celery.result import task_join_will_block
 from celery.utils.time import maybe_iso8601, maybe_make_aware
+from kombu.common import maybe_declare
 
 from .client import CALLER_PATIENCE
-from .envelope import Envelope
+from .envelope import SHORT_TRY, Envelope
 from .exceptions import WorkflowConflict
 from .installation import Installation
 from .serialization import printable
@@ -60,17 +63,20 @@ class RowFirst:
             self._pass_on(body, options)
             return
         envelope = self._envelope(body, options)
-        self._published = True
         workflow_id = str(envelope.headers["id"])
         observers = self._installation.observers
         observers.tell("publishing", workflow_id)
         birth = self._birth(workflow_id, envelope)
         born, published_at = self._installation.store.workflows.publish(birth, patience=CALLER_PATIENCE)
+        self._published = True
         observers.tell("published", workflow_id)
         if not born:
             self._check_name(birth)
         elif self._start.delay is None:
             self._send(workflow_id, envelope, published_at)
+
+    def revive(self, connection: Any) -> None:
+        """Nothing: Celery does this before it tries a publish again."""
 
     def _envelope(self, body: Any, options: dict[str, Any]) -> Envelope:
         app = self._installation.app
@@ -114,7 +120,12 @@ class RowFirst:
         backend = self._installation.app.backend
         if self._start.ignore_result or isinstance(backend, RedisBackend | DisabledBackend):
             return
-        producer.connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        producer.connection.ensure_connection(**SHORT_TRY)
+        if isinstance(backend, RPCBackend):
+            # As its own on_task_call, which would hold the caller for as long as a broker that went is away.
+            if not task_join_will_block():
+                maybe_declare(backend.binding(producer.channel), retry=True, **SHORT_TRY)
+            return
         backend.on_task_call(producer, workflow_id)
 
     def _pass_on(self, body: Any, options: dict[str, Any]) -> None:
@@ -180,6 +191,9 @@ def seconds_until(app: Celery, countdown: Any, eta: Any) -> float | None:
 
 class _Unconnected:
     """The connection of a producer that has none: Celery only asks it to translate errors."""
+
+    #: When its tracer publishes what follows a task, Celery 5.7 asks what to try again besides OperationalError.
+    recoverable_connection_errors: tuple[type[Exception], ...] = ()
 
     @contextmanager
     def _reraise_as_library_errors(self, *args: Any, **kwargs: Any) -> Iterator[None]:

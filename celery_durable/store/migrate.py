@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from ..exceptions import SchemaVersionError
-from .pool import Connection
+from .pool import Connection, unavailable, where
 from .queries import in_schema
 
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 _LOCK = 0x6365_6C65_7279  # one at a time in a database, whatever the schema's name
 
-_LEDGER = """
+_FIRST = """
+CREATE SCHEMA IF NOT EXISTS {schema};
 CREATE TABLE {schema}.migration (
     number      integer PRIMARY KEY,
     applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
-)"""
+);"""
 
 
 @cache
@@ -41,13 +42,13 @@ def migrate(url: str, schema: str = "celery_durable") -> list[int]:
 
     Safe in any number of processes at once. Raises SchemaVersionError if the database is newer than this code.
     """
-    with psycopg.connect(url, autocommit=True) as connection:
+    with _connected(url) as connection:
         return upgrade(connection, schema)
 
 
 def missing_in(url: str, schema: str) -> list[int]:
     """Return the numbers of the migrations that a database lacks."""
-    with psycopg.connect(url, autocommit=True) as connection:
+    with _connected(url) as connection:
         return missing(version_of(connection, schema))
 
 
@@ -56,11 +57,12 @@ def upgrade(connection: Connection, schema: str) -> list[int]:
     if not missing(version_of(connection, schema)):
         return []
     with connection.transaction():
+        # What others have applied during the wait for the lock must be seen.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         current = version_of(connection, schema)
         if current == 0:
-            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-            connection.execute(_in(schema, _LEDGER))
+            connection.execute(_in(schema, _FIRST))
         return [_apply(connection, schema, number) for number in missing(current)]
 
 
@@ -92,21 +94,24 @@ def missing(current: int) -> list[int]:
 
 def version_of(connection: Connection, schema: str) -> int:
     """Return the number of the last migration that was applied, 0 for none."""
-    (table,) = _one(connection, "SELECT to_regclass(%s)", [in_schema("{schema}.migration", schema)])
-    if table is None:
+    # Not to_regclass(): it may answer from what this session knew before it waited for the lock.
+    text = "SELECT count(*) FROM pg_catalog.pg_tables WHERE schemaname = %s AND tablename = 'migration'"
+    if _one(connection, text, [schema]) == (0,):
         return 0
     (number,) = _one(connection, in_schema("SELECT coalesce(max(number), 0) FROM {schema}.migration", schema), [])
     return int(number)
 
 
 def script(schema: str, number: int) -> str:
-    """Return a migration as SQL that can be run by hand."""
-    return f"{in_schema(migrations()[number], schema)}\n{_record(schema).replace('%s', str(number))}"
+    """Return a migration as SQL that can be run by hand, the first one with the schema itself."""
+    first = in_schema(_FIRST, schema) if number == min(migrations()) else ""
+    record = in_schema(f"INSERT INTO {{schema}}.migration (number) VALUES ({number});", schema)
+    return f"{first}\n{in_schema(migrations()[number], schema)}\n{record}"
 
 
 def _apply(connection: Connection, schema: str, number: int) -> int:
     connection.execute(_in(schema, migrations()[number]))
-    connection.execute(_record(schema).encode(), [number])
+    connection.execute(_in(schema, "INSERT INTO {schema}.migration (number) VALUES (%s)"), [number])
     return number
 
 
@@ -116,8 +121,15 @@ def _one(connection: Connection, text: str, params: list[Any]) -> tuple[Any, ...
     return row
 
 
-def _record(schema: str) -> str:
-    return in_schema("INSERT INTO {schema}.migration (number) VALUES (%s);", schema)
+@contextmanager
+def _connected(url: str) -> Iterator[Connection]:
+    place = where(url)
+    try:
+        connection = psycopg.connect(url, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise unavailable(place, error) from error
+    with connection:
+        yield connection
 
 
 def _in(schema: str, text: str) -> bytes:

@@ -75,7 +75,7 @@ class Database:
                 return self._once(query, params)
             except TRANSIENT as error:
                 if time.monotonic() + pause > give_up_at:
-                    raise self._unavailable(error) from error
+                    raise unavailable(self._where, error) from error
                 logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, query.name, _brief(error))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -91,9 +91,6 @@ class Database:
                 self._checked = True
             with deferred_signals():
                 return _in_one_round_trip(connection, query.text, params)
-
-    def _unavailable(self, error: Exception) -> DatabaseUnavailable:
-        return DatabaseUnavailable(f"Postgres can't be reached at {self._where} (setting {SETTING}): {_brief(error)}")
 
 
 class PerProcess:
@@ -221,6 +218,11 @@ def _address(facts: Mapping[str, Any]) -> str:
     host = facts.get("host") or facts.get("hostaddr") or "the local socket"
     port = f":{facts['port']}" if facts.get("port") else ""
     return f"{host}{port}/{facts.get('dbname') or ''}"
+
+
+def unavailable(place: str, error: Exception) -> DatabaseUnavailable:
+    """Return the error that says where no Postgres answers, and why."""
+    return DatabaseUnavailable(f"Postgres can't be reached at {place} (setting {SETTING}): {_brief(error)}")
 
 
 def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ WHERE id = ANY(%(ids)s) AND state = 'ENQUEUED'
 -- name: claim
 -- One process takes an enqueued workflow and loads its history. The attempt must be the one that this
 -- statement's own snapshot saw, so that every earlier attempt's checkpoints are in it. The same token again
--- (the answer was lost) gets the same attempt.
+-- (the answer was lost) gets the same attempt, also while the first one is still on its way.
 WITH seen AS MATERIALIZED (
     SELECT attempt FROM {schema}.workflow WHERE id = %(id)s
 ), run AS (
@@ -34,8 +34,9 @@ WITH seen AS MATERIALIZED (
         claimed_at = clock_timestamp(), started_at = coalesce(w.started_at, clock_timestamp()),
         publish_at = NULL, published_at = NULL, publishes = 0, wake_at = NULL, waiting_for = NULL,
         deadline = coalesce(w.deadline, clock_timestamp() + w.timeout)
-    WHERE w.id = %(id)s AND w.name = %(name)s AND w.attempt = (SELECT attempt FROM seen)
-    AND (w.state = 'ENQUEUED' AND w.node IS NULL OR w.state = 'RUNNING' AND w.token = %(token)s)
+    WHERE w.id = %(id)s AND w.name = %(name)s
+    AND (w.state = 'ENQUEUED' AND w.node IS NULL AND w.attempt = (SELECT attempt FROM seen)
+         OR w.state = 'RUNNING' AND w.token = %(token)s)
     AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
     AND EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND NOT n.draining)
     RETURNING w.id, w.attempt, w.crashes, w.signal
@@ -201,7 +202,7 @@ RETURNING w.id
 -- name: wake
 -- Suspended workflows whose time has come.
 WITH due AS (
-    SELECT id FROM {schema}.workflow WHERE state = 'SUSPENDED' AND wake_at <= clock_timestamp()
+    SELECT id FROM {schema}.workflow WHERE state = 'SUSPENDED' AND wake_at <= (SELECT clock_timestamp())
     ORDER BY wake_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE {schema}.workflow w SET state = 'ENQUEUED', publish_at = clock_timestamp(), published_at = NULL
@@ -211,7 +212,7 @@ RETURNING w.id
 -- name: expire
 -- Workflows past their deadline are cancelled, whatever they do; a running step may still be recorded.
 WITH late AS (
-    SELECT id FROM {schema}.workflow WHERE deadline <= clock_timestamp() AND finished_at IS NULL
+    SELECT id FROM {schema}.workflow WHERE deadline <= (SELECT clock_timestamp()) AND finished_at IS NULL
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), ended AS (
     UPDATE {schema}.workflow w SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
@@ -294,9 +295,11 @@ UPDATE {schema}.workflow w SET dispatched = true, node = NULL FROM mine WHERE w.
 
 -- name: prune
 -- Finished long ago, delivered, released, and not the child of one that lives: gone with all that belongs to it.
+-- The time is a subselect here and in other sweeps because no index is searched by a volatile function.
 WITH old AS (
     SELECT w.id FROM {schema}.workflow w
-    WHERE w.finished_at < clock_timestamp() - make_interval(secs => %(retention)s) AND w.dispatched AND w.node IS NULL
+    WHERE w.finished_at < (SELECT clock_timestamp() - make_interval(secs => %(retention)s)) AND w.dispatched
+    AND w.node IS NULL
     AND NOT EXISTS (SELECT FROM {schema}.workflow p WHERE p.id = w.parent_id AND p.finished_at IS NULL)
     ORDER BY w.finished_at LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED

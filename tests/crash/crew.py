@@ -21,9 +21,9 @@ from tests.fixtures.workers import Worker, Workers, is_alive
 
 APP = "tests.fixtures.apps.crashing:app"
 SETTINGS = {
-    "heartbeat_interval": 0.5,
-    "lease": 2,
-    "recovery_interval": 0.5,
+    "heartbeat_interval": 0.2,
+    "lease": 1.5,
+    "recovery_interval": 0.2,
     "republish_after": 1,
     "suspend_after": 0.2,
 }
@@ -44,6 +44,7 @@ class Crew:
         self.plans = directory / "plans"
         self.plans.mkdir()
         self.ledger = Ledger(directory / "ledger")
+        self.database_url = database_url
         self.sql = Sql(database_url)
         backend = broker.url if broker.url.startswith("redis") else ""
         self.env = {
@@ -129,6 +130,15 @@ class Crew:
     def runs(self, workflow_id: str) -> dict[str, int]:
         """How often each body of a workflow has run."""
         return {name: self.ledger.count(name, workflow_id) for name in RUNS}
+
+    def witnesses(self) -> int:
+        """How many nodes were heard for a lease without a gap, and can tell that another one is silent."""
+        return int(
+            self.sql.value(
+                "SELECT count(*) FROM celery_durable.node "
+                "WHERE unbroken < clock_timestamp() - lease AND seen > clock_timestamp() - lease / 2"
+            )
+        )
 
     def show_logs(self) -> None:
         """Print what the workers have logged since the last time; pytest shows it if a test fails."""

@@ -77,6 +77,8 @@ def test_a_cut_repeats_nothing_and_loses_nothing(
     assert hands.runs(workflow_id) == RUNS
     row = hands.row(workflow_id)
     assert (row.attempt, row.crashes) == (2, 0), "one attempt before the suspension, one after it, and no crash"
+    if statement != "workflows.suspend":  # its commit takes the token away, so a lost answer looks like a lost run
+        assert f"the workflow {workflow_id} over" not in hands.workers[0].log, "no attempt takes itself for void"
 
 
 @whenever

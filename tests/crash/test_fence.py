@@ -28,18 +28,9 @@ def all_hands(
 @pytest.fixture
 def hands(all_hands: Crew) -> Iterator[Crew]:
     """Two workers with one slot each, both able to see that the other one is silent."""
-    wait_until(lambda: witnesses(all_hands) == 2, message="both nodes were heard for a lease without a gap")
+    wait_until(lambda: all_hands.witnesses() == 2, message="both nodes were heard for a lease without a gap")
     yield all_hands
     all_hands.show_logs()
-
-
-def witnesses(hands: Crew) -> int:
-    return int(
-        hands.sql.value(
-            "SELECT count(*) FROM celery_durable.node "
-            "WHERE unbroken < clock_timestamp() - lease AND seen > clock_timestamp() - lease / 2"
-        )
-    )
 
 
 def outlive(hands: Crew, workflow_id: str) -> None:

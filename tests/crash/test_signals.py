@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import psutil
+import psycopg
 import pytest
 
 from tests.crash.crew import RESULT, RUNS, Crew, crew
@@ -26,6 +27,9 @@ COMMITS = {
     "workflows.suspend": 2,
     "workflows.finish": 2,
 }
+
+#: psycopg would cancel the statement in the first, and has nothing left to cancel in the second.
+phases = pytest.mark.parametrize("phase", ["running", "answered"])
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +60,35 @@ def hands(all_hands: Crew, shared_proxy: PostgresProxy) -> Iterator[Crew]:
     all_hands.show_logs()
 
 
-def terminate(process: psutil.Process) -> None:
-    """Send SIGTERM, and return once the process has taken it."""
+def terminate(hands: Crew, process: psutil.Process) -> None:
+    """Send SIGTERM, and return once Python has handled it and the process still answers from where it waits."""
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: not is_pending(process.pid, signal.SIGTERM), message="the signal was taken")
+    for _ in range(3):
+        probe(hands, process)
 
 
-def is_pending(pid: int, number: int) -> bool:
-    with open(f"/proc/{pid}/status") as status:
-        masks = [int(line.split()[1], 16) for line in status if line.startswith(("SigPnd", "ShdPnd"))]
-    return any(mask & 1 << number - 1 for mask in masks)
+def probe(hands: Crew, process: psutil.Process) -> None:
+    """Have the main thread of the process run a handler that is never deferred; fail if it has left its wait."""
+    before = probes(hands, process)
+    process.send_signal(signal.SIGURG)
+    wait_until(
+        lambda: probes(hands, process) > before or not is_alive(process), message="the process runs its handlers"
+    )
+    assert is_alive(process), "SIGTERM has ended the process while the answer was on its way"
 
 
-def end(hands: Crew, proxy: PostgresProxy, statement: str, begin: str) -> str:
-    """Hold the answer of a commit, have the process terminated meanwhile, and let the answer through."""
-    held = proxy.hold(text_of(statement), "after")
+def probes(hands: Crew, process: psutil.Process) -> int:
+    return sum(entry.name == "probed" and entry.pid == process.pid for entry in hands.ledger.lines())
+
+
+def waits_for_a_lock(hands: Crew, statement: str) -> bool:
+    query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND starts_with(query, %s)"
+    return bool(hands.sql.all(query, text_of(statement)))
+
+
+def end(hands: Crew, proxy: PostgresProxy, statement: str, phase: str, begin: str) -> str:
+    """Have the process terminated in a phase of a statement, let that go on, and see the process go."""
+    held = proxy.hold(text_of(statement), "before" if phase == "running" else "after")
     workflow_id = hands.start(begin)
     if begin == "gated":
         hands.at_gate(workflow_id)
@@ -78,25 +96,33 @@ def end(hands: Crew, proxy: PostgresProxy, statement: str, begin: str) -> str:
         hands.open_gate(workflow_id)
     held.wait_reached()
     process = hands.runner_of(hands.workers[0])
-    terminate(process)
-    assert is_alive(process), "no handler runs while the answer is on its way"
-    held.release()
+    if phase == "running":
+        with psycopg.connect(hands.database_url) as connection:
+            connection.execute("SELECT FROM celery_durable.workflow WHERE id = %s FOR UPDATE", [workflow_id])
+            held.release()
+            wait_until(lambda: waits_for_a_lock(hands, statement), message="the statement waits for the lock")
+            terminate(hands, process)
+    else:
+        terminate(hands, process)
+        held.release()
     wait_until(lambda: not is_alive(process), message="the handler has run, and ended the process")
     return workflow_id
 
 
+@phases
 @pytest.mark.parametrize("statement", COMMITS)
-def test_a_signal_waits_for_the_answer(hands: Crew, shared_proxy: PostgresProxy, statement: str) -> None:
-    """What was committed when SIGTERM came counts: the process ends after the answer, and no body runs again."""
-    workflow_id = end(hands, shared_proxy, statement, "everything")
+def test_a_signal_waits_for_the_answer(hands: Crew, shared_proxy: PostgresProxy, statement: str, phase: str) -> None:
+    """SIGTERM neither cancels a statement nor loses its answer: the process ends after it, and no body runs again."""
+    workflow_id = end(hands, shared_proxy, statement, phase, "everything")
     assert hands.result(workflow_id) == RESULT
     assert hands.runs(workflow_id) == RUNS
     assert hands.row(workflow_id).attempt == COMMITS[statement]
 
 
-def test_a_signal_waits_for_a_hand_over(hands: Crew, shared_proxy: PostgresProxy) -> None:
-    """A hand-over that was committed when SIGTERM came is one: its message is sent, by whomever."""
-    workflow_id = end(hands, shared_proxy, "workflows.release", "gated")
+@phases
+def test_a_signal_waits_for_a_hand_over(hands: Crew, shared_proxy: PostgresProxy, phase: str) -> None:
+    """A hand-over that was on its way when SIGTERM came is one: its message is sent, by whomever."""
+    workflow_id = end(hands, shared_proxy, "workflows.release", phase, "gated")
     hands.sql.execute("UPDATE celery_durable.node SET draining = false")
     assert hands.result(workflow_id) == ["plain", 1, "last"]
     assert [hands.ledger.count(name, workflow_id) for name in ("plain", "gate", "last")] == [1, 1, 1]

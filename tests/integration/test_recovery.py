@@ -513,7 +513,7 @@ def test_rows_that_others_have_locked_are_left_to_the_next_sweep(rig: Rig) -> No
     assert sum(recovery(rig).sweep().values()) == 5
 
 
-def test_the_reason_of_a_death_says_what_to_do(rig: Rig) -> None:
+def test_the_reason_of_a_death_names_the_limit(rig: Rig) -> None:
     """It is what get() raises."""
     rig.start(max_crashes=0)
     fence = rig.run()
@@ -521,4 +521,4 @@ def test_the_reason_of_a_death_says_what_to_do(rig: Rig) -> None:
     row = rig.workflows.by_id("w1", patience=0)
     assert row is not None
     assert row.payload is not None
-    assert "Resume it after the cause is mended" in str(CODEC.decode_error(row.payload))
+    assert "max_recovery_attempts" in str(CODEC.decode_error(row.payload))

@@ -1,0 +1,189 @@
+"""Migrations: applied once, by any number of processes, in any schema."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from celery_durable.exceptions import ConfigurationError, DatabaseUnavailable, SchemaVersionError
+from celery_durable.store import Store
+from celery_durable.store.migrate import _LOCK as LOCK
+from celery_durable.store.migrate import migrate, migrations, missing_in, script
+from tests.fixtures.fix_postgres import Sql
+from tests.fixtures.fix_wait import wait_until
+from tests.fixtures.rig import Rig
+
+pytestmark = pytest.mark.matrix
+
+ALL = sorted(migrations())
+MIGRATE = """
+import sys
+from celery_durable.store.migrate import migrate
+print("ready", flush=True)
+sys.stdin.readline()
+print(migrate(sys.argv[1]))
+"""
+DESCRIPTION = """
+SELECT 'column', table_name, column_name, data_type, is_nullable, coalesce(column_default, '')
+FROM information_schema.columns WHERE table_schema = %(schema)s
+UNION ALL
+SELECT 'index', tablename, indexname, replace(replace(indexdef, quote_ident(%(schema)s), 'S'), %(schema)s, 'S'), '', ''
+FROM pg_indexes WHERE schemaname = %(schema)s
+UNION ALL
+SELECT 'constraint', r.relname, c.conname, pg_get_constraintdef(c.oid), '', ''
+FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid WHERE c.connamespace = quote_ident(%(schema)s)::regnamespace
+UNION ALL
+SELECT 'options', relname, coalesce(reloptions::text, ''), coalesce(obj_description(oid), ''), '', ''
+FROM pg_class WHERE relnamespace = quote_ident(%(schema)s)::regnamespace AND relkind = 'r'
+ORDER BY 1, 2, 3, 4
+"""
+
+
+@pytest.fixture
+def empty(empty_database_url: str) -> Iterator[Sql]:
+    helper = Sql(empty_database_url)
+    yield helper
+    helper.close()
+
+
+def describe(sql: Sql, schema: str) -> list[tuple[str, ...]]:
+    return [tuple(row) for row in sql.connection.execute(DESCRIPTION, {"schema": schema}).fetchall()]
+
+
+def store(url: str, *, auto_migrate: bool, schema: str = "celery_durable") -> Store:
+    return Store.shared(url, schema, auto_migrate=auto_migrate, lease=15, pgbouncer=False)
+
+
+def test_an_empty_database_gets_everything_once(empty_database_url: str, empty: Sql) -> None:
+    """The second call finds nothing to do, and each migration is noted."""
+    assert missing_in(empty_database_url, "celery_durable") == ALL
+    assert migrate(empty_database_url) == ALL
+    assert migrate(empty_database_url) == []
+    assert missing_in(empty_database_url, "celery_durable") == []
+    assert [row.number for row in empty.all("SELECT number FROM celery_durable.migration ORDER BY 1")] == ALL
+
+
+def test_twenty_processes_at_once_migrate_once(empty_database_url: str) -> None:
+    """One does it, the others wait for it and go on."""
+    command = [sys.executable, "-c", MIGRATE, empty_database_url]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(20)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers, errors = zip(*(process.communicate(timeout=60) for process in processes), strict=True)
+    assert set(errors) == {""}
+    assert sorted(map(str.strip, answers)) == sorted([str(ALL)] + ["[]"] * 19)
+
+
+@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+def test_who_has_waited_for_the_lock_sees_what_was_done(empty_database_url: str, empty: Sql, level: str) -> None:
+    """Neither an old snapshot nor the session's own cache shows it an empty database."""
+    empty.execute(f"ALTER DATABASE {empty.value('SELECT current_database()')} SET default_transaction_isolation = '{level}'")
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with ThreadPoolExecutor(2) as threads:
+        empty.execute("SELECT pg_advisory_lock(%s)", LOCK)
+        migrating = [threads.submit(migrate, empty_database_url) for _ in range(2)]
+        wait_until(lambda: empty.value(waiting) == 2, message="both wait for the lock")
+        empty.execute("SELECT pg_advisory_unlock(%s)", LOCK)
+        assert sorted(each.result(20) for each in migrating) == [[], ALL]
+
+
+def test_the_first_statement_of_a_store_migrates(empty_database_url: str) -> None:
+    """Where durable_auto_migrate is on."""
+    opened = store(empty_database_url, auto_migrate=True)
+    assert opened.workflows.by_id("w1", patience=0) is None
+    opened.close()
+    assert missing_in(empty_database_url, "celery_durable") == []
+
+
+def test_without_auto_migrate_the_error_names_the_command(empty_database_url: str, empty: Sql) -> None:
+    """Nothing is changed, and the next statement says the same."""
+    opened = store(empty_database_url, auto_migrate=False)
+    for _ in range(2):
+        with pytest.raises(SchemaVersionError, match="celery -A yourproject durable migrate"):
+            opened.workflows.by_id("w1", patience=0)
+    assert empty.value("SELECT to_regnamespace('celery_durable')") is None
+    migrate(empty_database_url)
+    assert opened.workflows.by_id("w1", patience=0) is None
+    opened.close()
+
+
+@pytest.mark.parametrize("auto_migrate", [False, True])
+def test_a_database_newer_than_the_code_is_refused(database_url: str, sql: Sql, auto_migrate: bool) -> None:
+    """An old worker must not write into a schema that it doesn't know."""
+    sql.execute("INSERT INTO celery_durable.migration (number) VALUES (9999)")
+    opened = store(database_url, auto_migrate=auto_migrate)
+    with pytest.raises(SchemaVersionError, match=r"version 9999, this celery_durable knows only \d+: upgrade"):
+        opened.workflows.by_id("w1", patience=0)
+    opened.close()
+    with pytest.raises(SchemaVersionError, match="9999"):
+        migrate(database_url)
+
+
+@pytest.mark.parametrize("schema", ["Orders", 'we"ird', "with space", "a.b", "{x}", "select", "ü" * 31])
+def test_any_schema_name_works_for_every_statement(empty_database_url: str, empty: Sql, schema: str) -> None:
+    """Quotes, capitals, dots and braces are parts of a name."""
+    assert migrate(empty_database_url, schema) == ALL
+    assert missing_in(empty_database_url, schema) == []
+    rig = Rig(empty_database_url, empty, schema)
+    fence = rig.run()
+    assert rig.save(fence)
+    assert rig.finish(fence)
+    assert rig.store.nodes.forget(patience=0) == 0
+    rig.close()
+    schemas = "SELECT count(*) FROM pg_namespace WHERE nspname IN (%s, 'celery_durable')"
+    assert empty.value(schemas, schema) == 1
+
+
+def test_two_schemas_in_one_database_are_apart(empty_database_url: str, empty: Sql) -> None:
+    """Two apps may share a database."""
+    for schema in ("one", "two"):
+        migrate(empty_database_url, schema)
+    rig = Rig(empty_database_url, empty, "one")
+    rig.start()
+    rig.close()
+    assert empty.value("SELECT count(*) FROM one.workflow") == 1
+    assert empty.value("SELECT count(*) FROM two.workflow") == 0
+
+
+@pytest.mark.parametrize("schema", ["celery_durable", 'my "Schema"'])
+def test_the_printed_script_does_what_migrate_does(empty_database_url: str, empty: Sql, schema: str) -> None:
+    """An administrator who runs it by hand gets the same tables, and the ledger knows it."""
+    migrate(empty_database_url, schema)
+    by_code = describe(empty, schema)
+    empty.execute(f"DROP SCHEMA {psycopg.sql.Identifier(schema).as_string(None)} CASCADE")
+    for number in ALL:
+        empty.connection.execute(script(schema, number).encode())
+    assert describe(empty, schema) == by_code
+    assert len(by_code) > 50
+    assert migrate(empty_database_url, schema) == []
+
+
+def test_a_failed_migration_leaves_nothing(empty_database_url: str, empty: Sql) -> None:
+    """All of it is one transaction."""
+    empty.execute("CREATE SCHEMA celery_durable CREATE TABLE output ()")
+    with pytest.raises(psycopg.errors.DuplicateTable):
+        migrate(empty_database_url)
+    tables = empty.all("SELECT tablename FROM pg_tables WHERE schemaname = 'celery_durable'")
+    assert [row.tablename for row in tables] == ["output"]
+
+
+@pytest.mark.parametrize("action", [migrate, lambda url: missing_in(url, "celery_durable")], ids=["migrate", "missing"])
+def test_a_wrong_url_is_told_without_its_password(action: object) -> None:
+    """A malformed one and one that leads nowhere."""
+    assert callable(action)
+    with pytest.raises(ConfigurationError) as malformed:
+        action("mysql://user:hush@host/database")
+    with pytest.raises(DatabaseUnavailable, match="127.0.0.1:1/database.*durable_database_url") as nowhere:
+        action("postgresql://user:hush@127.0.0.1:1/database")
+    assert "hush" not in str(malformed.value) + str(nowhere.value)

@@ -1,0 +1,144 @@
+"""Claims and sweeps cost what is active: with many finished workflows no plan reads all of them."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from celery_durable.store.migrate import migrate
+from celery_durable.store.queries import Queries
+from tests.fixtures.fix_postgres import Sql, _new_database
+
+pytestmark = pytest.mark.matrix
+
+FINISHED, ACTIVE = 50_000, 500
+NODE = uuid.UUID(int=1)
+FILL = f"""
+INSERT INTO celery_durable.node
+SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'worker', n, clock_timestamp(), '15 s', clock_timestamp(),
+    clock_timestamp() - interval '1 h', clock_timestamp(), '{{}}', '{{}}', false FROM generate_series(1, 20) n;
+INSERT INTO celery_durable.workflow
+    (id, name, queue, state, max_crashes, finished_at, dispatched, parent_id, deadline, attempt)
+SELECT 'done-' || n, 'order', 'celery', CASE WHEN n % 10 = 0 THEN 'FAILURE' ELSE 'SUCCESS' END, 3,
+    clock_timestamp() - make_interval(secs => n), true, CASE WHEN n % 5 = 0 THEN 'done-' || n + 1 END,
+    CASE WHEN n % 3 = 0 THEN clock_timestamp() END, 1
+FROM generate_series(1, {FINISHED}) n;
+INSERT INTO celery_durable.workflow
+    (id, name, queue, state, max_crashes, attempt, node, token, claimed_at, publish_at, published_at, wake_at, deadline)
+SELECT s.state || n, 'order', 'celery', s.state, 3, 1,
+    CASE WHEN s.state = 'RUNNING' THEN ('00000000-0000-0000-0000-' || lpad((n % 20 + 1)::text, 12, '0'))::uuid END,
+    CASE WHEN s.state = 'RUNNING' THEN gen_random_uuid() END, clock_timestamp(),
+    CASE WHEN s.state = 'ENQUEUED' THEN clock_timestamp() + make_interval(secs => n - 100) END,
+    CASE WHEN s.state = 'ENQUEUED' AND n % 2 = 0 THEN clock_timestamp() END,
+    CASE WHEN s.state = 'SUSPENDED' THEN clock_timestamp() + make_interval(secs => n - 100) END,
+    CASE WHEN n % 4 = 0 THEN clock_timestamp() + make_interval(secs => n) END
+FROM generate_series(1, {ACTIVE} / 3) n, (VALUES ('ENQUEUED'), ('RUNNING'), ('SUSPENDED')) s (state);
+INSERT INTO celery_durable.checkpoint (workflow, key, seq, attempt, tries, ok, value, started_at, at)
+SELECT id, 'step-' || n, n, 1, 1, true, '1', clock_timestamp(), clock_timestamp()
+FROM celery_durable.workflow, generate_series(1, 3) n;
+INSERT INTO celery_durable.input SELECT id, '{{}}', '[]', 'application/json', 'utf-8' FROM celery_durable.workflow;
+INSERT INTO celery_durable.output SELECT id, true, '1' FROM celery_durable.workflow WHERE finished_at IS NOT NULL;
+"""
+FENCE = {"id": "RUNNING7", "attempt": 1, "token": uuid.uuid4(), "node": NODE}
+STEP = {
+    "key": "step", "seq": 4, "tries": 1, "ok": True, "value": b"1", "content_type": None, "args": "", "took": 0.1,
+    "fingerprint": b"", "errors": None, "delay": 1.0,
+}  # fmt: skip
+SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, "retention": 14 * 86400.0}
+STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("workflows", "claim"): {**FENCE, "id": "ENQUEUED7", "name": "order"},
+    ("workflows", "look"): FENCE,
+    ("workflows", "finish"): {**FENCE, "state": "SUCCESS", "ok": True, "value": b"1", "content_type": None, "dispatched": True},
+    ("workflows", "suspend"): {**FENCE, "signal": 0, "seconds": 1.0, "reason": "sleep"},
+    ("workflows", "release"): {**FENCE, "republish_after": 60.0},
+    ("workflows", "rescue"): {**SWEEP, "node": None, "lost": []},
+    ("workflows", "hand_over"): {"node": NODE, "ids": ["RUNNING7", "RUNNING8"]},
+    ("workflows", "wake"): SWEEP,
+    ("workflows", "expire"): SWEEP,
+    ("workflows", "republish"): SWEEP,
+    ("workflows", "redispatch"): SWEEP,
+    ("workflows", "confirm"): {"node": NODE, "ids": ["done-1", "done-2"]},
+    ("workflows", "adopt"): {"id": "done-1", "name": "order", "node": NODE},
+    ("workflows", "prune"): SWEEP,
+    ("workflows", "next_due"): {},
+    ("workflows", "unsent"): {"ids": ["ENQUEUED7"]},
+    ("workflows", "by_id"): {"id": "done-1"},
+    ("checkpoints", "save"): {**FENCE, **STEP},
+    ("checkpoints", "save_slow"): {**FENCE, **STEP},
+    ("checkpoints", "save_try"): {**FENCE, **STEP},
+    ("checkpoints", "of_workflow"): {"id": "done-1"},
+    ("nodes", "leave"): {"id": NODE},
+    ("nodes", "forget"): {},
+}
+
+
+@pytest.fixture(scope="module")
+def full(postgres_server: str) -> Iterator[Sql]:
+    """A database with a long past."""
+    with _new_database(postgres_server, "template0") as url:
+        migrate(url)
+        sql = Sql(url)
+        for statement in FILL.split(";\n"):
+            sql.execute(statement)
+        sql.execute("VACUUM ANALYZE")
+        yield sql
+        sql.close()
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes_of(child)
+
+
+def explain(sql: Sql, table: str, name: str, params: dict[str, Any], uses: int = 1) -> list[dict[str, Any]]:
+    """The plan's nodes at a prepared statement's nth use, with what they really read; nothing is kept of it."""
+    text = Queries(f"{table}.sql", "celery_durable")[name].text
+    used = [each for each in params if f"%({each})s" in text]
+    numbered = re.sub(r"%\((\w+)\)s", lambda match: f"${used.index(match[1]) + 1}", text)
+    arguments = ", ".join(psycopg.sql.Literal(params[each]).as_string(sql.connection) for each in used)
+    with psycopg.connect(sql.connection.info.dsn) as connection:
+        connection.execute(f"PREPARE statement AS {numbered}".encode())
+        execute = f"EXECUTE statement ({arguments})" if used else "EXECUTE statement"
+        for _ in range(uses - 1):
+            connection.execute(f"EXPLAIN {execute}".encode())
+        row = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {execute}".encode()).fetchone()
+        connection.rollback()
+    assert row is not None
+    return list(nodes_of(row[0][0]["Plan"]))
+
+
+@pytest.mark.parametrize("uses", [1, 10])
+@pytest.mark.parametrize(("table", "name"), STATEMENTS, ids=lambda part: part)
+def test_no_plan_reads_the_finished_workflows(full: Sql, table: str, name: str, uses: int) -> None:
+    """Large tables are read by index only, and few rows of them: at once, and with the plan of many uses."""
+    for node in explain(full, table, name, STATEMENTS[table, name], uses):
+        if node.get("Relation Name") in ("workflow", "checkpoint", "input", "output") and "Scan" in node["Node Type"]:
+            read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            assert node["Node Type"] != "Seq Scan", f"{name} reads all of {node['Relation Name']}"
+            assert read <= 10 * ACTIVE, f"{name} reads {read} rows of {node['Relation Name']}"
+
+
+@pytest.mark.parametrize("name", ["wake", "expire", "prune"])
+def test_a_sweep_reads_only_what_is_due(full: Sql, name: str) -> None:
+    """Its time is a condition of the index, not a filter of all that it holds."""
+    for node in explain(full, "workflows", name, SWEEP):
+        if node.get("Relation Name") == "workflow":
+            assert node.get("Rows Removed by Filter", 0) == 0
+
+
+def test_pruning_reads_what_it_deletes(full: Sql) -> None:
+    """Its limit bounds the work, also when everything is old."""
+    nodes = explain(full, "workflows", "prune", {**SWEEP, "retention": 0.0})
+    (deleted,) = [node for node in nodes if node["Node Type"] == "ModifyTable" and node["Relation Name"] == "workflow"]
+    assert deleted["Actual Rows"] == SWEEP["limit"]
+    for node in nodes:
+        if "Scan" in node["Node Type"] and "Relation Name" in node:
+            read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            assert node["Node Type"] != "Seq Scan", f"prune reads all of {node['Relation Name']}"
+            assert read <= 10 * ACTIVE
