@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery
 
+from . import broker
 from .envelope import send_all
 from .installation import Installation
 from .store.rows import StoredMessage
@@ -27,7 +28,7 @@ def add_recovery(app: Celery, installation: Installation) -> None:
         """Run all duties of the recovery once; return what each has found."""
 
         def send(messages: list[StoredMessage]) -> list[str]:
-            with app.producer_or_acquire() as producer:
+            with broker.producer(app) as producer:
                 return send_all(app, producer, messages)
 
         return installation.recovery(send, patience=_PATIENCE).sweep()

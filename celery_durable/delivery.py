@@ -14,12 +14,13 @@ from celery import Task
 from celery import states as celery_states
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Reject, Retry
 
-from . import states
+from . import broker, states
 from .engine import runner
 from .engine.context import WHILE_ALIVE, Attempt
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
+from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_all
 from .exceptions import ConfigurationError, DurableError
 from .installation import Installation
@@ -30,6 +31,8 @@ from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 logger = logging.getLogger("celery_durable")
 
 _PAUSE = 0.05
+#: What Celery's tracer doesn't take for an outcome.
+_CELERYS = (Ignore, Reject, Retry)
 #: Billiard ends a pool process by SystemExit(signal number - 256).
 _LOWEST_USER_EXIT = -128
 
@@ -46,7 +49,7 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     attempt = Attempt.of(installation.engine, task.name, found)
     installation.observers.tell("claimed", attempt.id, attempt.fence.attempt)
     message.store_started()
-    outcome = runner.call_body(attempt, _without_exit(body), lambda error: _retried(attempt, error))
+    outcome = runner.call_body(attempt, _without_exit(body), lambda error: _translated(attempt, error))
     return message.tell_celery(message.settle(attempt, outcome))
 
 
@@ -159,7 +162,7 @@ class _Message:
             self.store_revoked()
             self.confirm()
             raise Ignore("the workflow was cancelled")
-        raise codec.decode_error(stored.payload)
+        raise _as_failure(codec.decode_error(stored.payload))
 
     def confirm(self) -> None:
         self.workflows.confirm(self.node, [self.id], patience=WHILE_ALIVE)
@@ -177,7 +180,7 @@ class _Message:
         return not ignored and not isinstance(self.task.backend, DisabledBackend)
 
     def send(self, message: StoredMessage) -> None:
-        with self.task.app.producer_or_acquire() as producer:
+        with broker.producer(self.task.app) as producer:
             refused = send_all(self.task.app, producer, [message])
         if refused:
             self.workflows.unsent(refused, patience=WHILE_ALIVE)
@@ -218,10 +221,18 @@ def _node_of(request: Context) -> UUID:
     return UUID(node)
 
 
-def _retried(attempt: Attempt, error: Exception) -> Outcome | None:
+def _translated(attempt: Attempt, error: Exception) -> Outcome | None:
+    """Take Celery's own retry for what it is; the rest of its control flow can't end a workflow."""
     if isinstance(error, Retry) and attempt.successor is not None:
         return Retried(error, attempt.successor_delay)
-    return None
+    return failed(attempt.engine, _as_failure(error)) if isinstance(error, _CELERYS) else None
+
+
+def _as_failure(error: Exception) -> Exception:
+    """Return an error that Celery's tracer takes for a failure: a workflow always ends with an outcome."""
+    if not isinstance(error, _CELERYS):
+        return error
+    return DurableError(f"The workflow raised Celery's {type(error).__name__}, which would end it without an outcome.")
 
 
 def _waiting(reason: str, seconds: float | None) -> Retry:

@@ -18,6 +18,7 @@ from kombu.serialization import dumps
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
 
+from .broker import PATIENCE, SHORT_TRY
 from .exceptions import SerializationError
 from .serialization import printable
 from .store.rows import StoredMessage
@@ -35,8 +36,6 @@ _STALE_HEADER_PREFIXES = ("x-death", "x-first-death", "x-last-death", "x-deliver
 _STALE_PROPERTIES = frozenset(
     {"delivery_mode", "delivery_tag", "delivery_info", "body_encoding", "content_type", "content_encoding"}
 )
-#: One more try at once, for a pooled connection that had gone stale.
-SHORT_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +175,7 @@ class Envelope:
             declare=list(self.declare) or _declaration(app, self.queue),
             retry=True,
             retry_policy=dict(SHORT_TRY),
+            timeout=PATIENCE,
             **self.properties,
         )
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .exceptions import ConfigurationError
+from .exceptions import ConfigurationError, DatabaseUnavailable
+
+logger = logging.getLogger("celery_durable")
 
 
 def original(module: str, name: str) -> Any:
@@ -98,3 +103,64 @@ class Bell:
         self._poll.unregister(descriptor)
         del self._processes[descriptor]
         os.close(descriptor)
+
+
+class Loop:
+    """A native thread that takes turns: at a due time, at a ring, or when a watched process has died."""
+
+    #: Seconds until what failed is tried again.
+    RETRY = 1.0
+
+    def __init__(self, name: str) -> None:
+        self.bell = Bell()
+        self._name = name
+        self._stopping = False
+        self._ended = original("_thread", "allocate_lock")()
+
+    def turn(self) -> float:
+        """Do what is due, and return when the next turn is, on the monotonic clock."""
+        raise NotImplementedError
+
+    def died(self, pids: list[int]) -> None:
+        """Take notice of dead processes."""
+
+    def leave(self) -> None:
+        """Do what is left when the thread ends."""
+
+    def start(self) -> None:
+        """Begin."""
+        self._ended.acquire()
+        original("_thread", "start_new_thread")(self._run, ())
+
+    def stop(self, seconds: float) -> None:
+        """End after the current turn; wait for that, but not longer than this."""
+        self._stopping = True
+        self.bell.ring()
+        if not self._ended.acquire(timeout=seconds):
+            logger.warning("The %s thread didn't end in time; other nodes find what it leaves.", self._name)
+
+    def attempt(self, duty: Callable[[], None]) -> bool:
+        """Do one duty; an error is logged, and the duty is done again at the next turn."""
+        try:
+            duty()
+        except DatabaseUnavailable as error:
+            logger.warning("%s", error)
+            return False
+        except Exception:
+            logger.exception("A duty of the %s thread failed; it is done again at its next turn.", self._name)
+            return False
+        return True
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                due = self.turn()
+                died = self.bell.wait(due - time.monotonic())
+                if died:
+                    self.died(died)
+            self.leave()
+            self.bell.close()
+        except BaseException:
+            logger.exception("The %s thread has ended by an error; other nodes find what it leaves.", self._name)
+        finally:
+            self._ended.release()

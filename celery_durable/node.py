@@ -1,60 +1,62 @@
-"""The node: a native thread in a worker's main process that keeps its workflows alive.
+"""The node: what a worker's main process does for its workflows, in native threads of its own.
 
-It writes the heartbeat, confirms delivered outcomes, hands back what a dead pool process or a shutdown has
-left, and, if it is the elected one, runs the recovery. Every statement of it gives up at once when the
-database is away, and is made again at its next turn: nothing that it has to say is forgotten.
+One thread is the heartbeat. The other, here, confirms delivered outcomes, hands back what a dead pool process or
+a shutdown has left, and, if this node is the elected one, runs the recovery. A statement of either gives up at
+once when the database is away, and is made again at the next turn: nothing that the node has to say is forgotten.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from .broker import connection_for_write
 from .envelope import send_all
-from .exceptions import DatabaseUnavailable, WorkflowCancelledError
+from .exceptions import WorkflowCancelledError
+from .heartbeat import Heartbeat
 from .installation import Installation
-from .native import Bell, original
+from .native import Loop, logger, original
 from .request import Registry
 from .store import NodeFacts
 from .store.rows import StoredMessage
 
-logger = logging.getLogger("celery_durable.node")
-
-#: The node thread doesn't wait for the database: other duties are due.
+#: The node doesn't wait for the database: other duties are due.
 _NO_PATIENCE = 0.0
 _AT_STOP = 5.0
 _EXIT_WAIT = 2.0
 
+_Pids = dict[str, int | None]
 
-class Node:
-    """One incarnation of a running worker, and the thread that speaks for it."""
+
+class Node(Loop):
+    """One incarnation of a running worker."""
 
     def __init__(self, installation: Installation, hostname: str) -> None:
+        super().__init__("node")
         config = installation.config
+        lock = original("_thread", "allocate_lock")
         self.id = uuid.uuid4()
         self._installation = installation
         self._config = config
-        self._facts = NodeFacts(self.id, hostname, os.getpid(), config.lease)
+        self._registry = Registry(lock())
+        self._heartbeat = Heartbeat(
+            installation.store_of_one_thread(),
+            NodeFacts(self.id, hostname, os.getpid(), config.lease),
+            self._registry,
+            config.heartbeat_interval,
+            when_elected=lambda: self.wake_in(0.0),
+        )
         self._store = installation.store_of_one_thread()
         self._recovery = installation.recovery(self._send, store=self._store, patience=_NO_PATIENCE)
-        lock = original("_thread", "allocate_lock")
-        self._registry = Registry(lock())
-        self._bell = Bell()
-        self._ended = lock()
-        self._outbox = _Outbox(lock())
+        self._expired, self._lost, self._killed = _Box(lock()), _Box(lock()), _Box(lock())
         self._pool_pids: Callable[[], set[int]] = set
         self._notice_deaths: Callable[[], None] = lambda: None
-        self._as_of: datetime | None = None
-        self._elected = False
-        self._draining = False
-        self._stopping = False
         self._connection: Any = None
-        self._beat_due = self._sweep_due = time.monotonic()
+        self._sweep_due = time.monotonic()
 
     # What requests tell; called in the worker's main thread, or in threads of its pool.
 
@@ -72,26 +74,25 @@ class Node:
 
     def lost(self, request: Any) -> None:
         """The process of a request has died."""
-        self._registry.remove(request, delivered=False)
-        if not self._registry.runs_twice(request.id):
-            self._outbox.lost.add(request.id)
-            self._bell.ring()
+        if self._registry.remove(request, delivered=False) and not self._registry.runs(request.id):
+            self._lost.add(request.id, request.worker_pid)
+            self.bell.ring()
 
     def hand_over(self, request: Any) -> None:
         """A cold shutdown has killed a request."""
-        self._registry.remove(request, delivered=False)
-        self._outbox.killed[request.id] = request.worker_pid
-        self._bell.ring()
+        if self._registry.remove(request, delivered=False):
+            self._killed.add(request.id, request.worker_pid)
+            self.bell.ring()
 
     def expired(self, workflow_id: str) -> None:
         """Celery has discarded a workflow that wasn't started in time."""
-        self._outbox.expired.add(workflow_id)
-        self._bell.ring()
+        self._expired.add(workflow_id)
+        self.bell.ring()
 
     def wake_in(self, seconds: float) -> None:
         """A workflow of this worker waits for so long."""
         self._sweep_by(seconds)
-        self._bell.ring()
+        self.bell.ring()
 
     # What the worker tells.
 
@@ -102,87 +103,52 @@ class Node:
 
     def drain(self) -> None:
         """The worker shuts down: its runs hand over at their next statement. Safe in a signal handler."""
-        self._draining = True
-        self._beat_due = 0.0
-        self._bell.ring()
+        self._heartbeat.drain()
 
     def start(self) -> None:
-        """Register in the database, then go on in a thread of its own."""
-        try:
-            self._beat()
-        except DatabaseUnavailable as error:
-            logger.error("%s The worker goes on trying.", error)
-        self._ended.acquire()
-        original("_thread", "start_new_thread")(self._run, ())
+        """Register in the database, then go on in threads."""
+        self._heartbeat.start()
+        super().start()
 
-    def stop(self) -> None:
-        """Do what is still to be done, sign off, and end the thread; waits some seconds at most."""
-        self._stopping = True
-        self._bell.ring()
-        if not self._ended.acquire(timeout=_AT_STOP):
-            logger.warning("The node thread didn't end in time; its workflows are found by the recovery.")
+    def stop(self, seconds: float = _AT_STOP) -> None:
+        """Do what is still to be done, and sign off; waits some seconds at most."""
+        super().stop(seconds)
+        self._heartbeat.stop(seconds)
 
     # The thread.
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._turn()
-            self._leave()
-        except BaseException:
-            logger.exception("The node thread has ended by an error; its workflows are rescued after a lease.")
-        finally:
-            self._ended.release()
+    def turn(self) -> float:
+        """Say what is to be said, and sweep if that is due."""
+        began = time.monotonic()
+        self.bell.watch(self._pool_pids())
+        said = self.attempt(self._flush)
+        if began >= self._sweep_due:
+            self._sweep_due = began + self._config.recovery_interval
+            self.attempt(self._sweep)
+        return min(self._sweep_due, began + (self._config.heartbeat_interval if said else self.RETRY))
 
-    def _turn(self) -> None:
-        self._bell.watch(self._pool_pids())
-        died = self._bell.wait(min(self._beat_due, self._sweep_due) - time.monotonic())
-        if died:
-            self._found_dead(died)
-        self._try(self._flush)
-        if time.monotonic() >= self._beat_due:
-            self._beat_due = time.monotonic() + self._config.heartbeat_interval
-            self._try(self._beat)
-        if time.monotonic() >= self._sweep_due:
-            self._sweep_due = time.monotonic() + self._config.recovery_interval
-            self._try(self._sweep)
-
-    def _try(self, duty: Callable[[], None]) -> None:
-        try:
-            duty()
-        except DatabaseUnavailable as error:
-            logger.warning("%s", error)
-            self._retry_soon()
-        except Exception:
-            logger.exception("A duty of the node thread failed; it is done again at its next turn.")
-            self._retry_soon()
-
-    def _retry_soon(self) -> None:
-        self._beat_due = min(self._beat_due, time.monotonic() + min(1.0, self._config.heartbeat_interval))
-
-    def _found_dead(self, pids: list[int]) -> None:
+    def died(self, pids: list[int]) -> None:
         """Celery may need seconds to notice: tell its pool, and give back what the process had."""
         self._notice_deaths()
         for pid in pids:
             for request in self._registry.of_process(pid):
                 self.lost(request)
 
+    def leave(self) -> None:
+        """Say what is left to be said."""
+        self.attempt(self._flush)
+        self._disconnect()
+        self._store.close()
+
     def _flush(self) -> None:
         """Say what waits to be said."""
         self._confirm()
-        if expired := self._outbox.take(self._outbox.expired):
-            self._keep(self._outbox.expired, expired, lambda: self._discard(expired))
-        if lost := self._outbox.take(self._outbox.lost):
-            self._keep(self._outbox.lost, lost, lambda: self._rescue(lost))
-        if killed := self._outbox.take_killed():
-            self._outbox_hand_over(killed)
-
-    def _keep(self, box: set[str], ids: set[str], action: Callable[[], None]) -> None:
-        try:
-            action()
-        except BaseException:
-            box |= ids
-            raise
+        with self._expired.taken() as expired:
+            self._discard(expired)
+        with self._lost.taken() as lost:
+            self._rescue(lost)
+        with self._killed.taken() as killed:
+            self._hand_over(killed)
 
     def _confirm(self) -> None:
         delivered = self._registry.delivered()
@@ -191,48 +157,38 @@ class Node:
             self._registry.confirmed(delivered)
             self._installation.observers.tell("confirmed", sorted(delivered))
 
-    def _discard(self, ids: set[str]) -> None:
+    def _discard(self, expired: _Pids) -> None:
+        if not expired:
+            return
         verdict = self._installation.codec.encode_error(
             WorkflowCancelledError("The workflow wasn't started before its `expires`.")
         )
-        self._store.workflows.expired(ids, verdict=verdict, patience=_NO_PATIENCE)
+        self._store.workflows.expired(expired, verdict=verdict, patience=_NO_PATIENCE)
 
-    def _rescue(self, ids: set[str]) -> None:
-        self._recovery.rescue(self.id, ids)
+    def _rescue(self, lost: _Pids) -> None:
+        _wait_for_exit(lost.values())
+        # Another node may have been faster, and the workflow may run here again by now.
+        gone = [workflow_id for workflow_id in lost if not self._registry.runs(workflow_id)]
+        if gone:
+            self._recovery.rescue(self.id, gone)
+            self._recovery.republish()
+
+    def _hand_over(self, killed: _Pids) -> None:
+        if not killed:
+            return
+        _wait_for_exit(killed.values())
+        self._store.workflows.hand_over(self.id, killed, patience=_NO_PATIENCE)
         self._recovery.republish()
 
-    def _outbox_hand_over(self, killed: dict[str, int | None]) -> None:
-        try:
-            for pid in set(killed.values()):
-                _wait_for_exit(pid)
-            self._store.workflows.hand_over(self.id, killed, patience=_NO_PATIENCE)
-            self._recovery.republish()
-        except BaseException:
-            self._outbox.killed.update(killed)
-            raise
-
-    def _beat(self) -> None:
-        active, accepted = self._registry.snapshot()
-        beat = self._store.nodes.beat(
-            self._facts,
-            active=active,
-            accepted=accepted,
-            as_of=self._as_of,
-            draining=self._draining,
-            patience=_NO_PATIENCE,
-        )
-        self._as_of = beat.seen
-        if beat.elected and not self._elected:
-            self._sweep_due = 0.0
-        self._elected = beat.elected
-
     def _sweep(self) -> None:
-        if not self._elected:
+        if not self._heartbeat.elected:
             return
-        self._recovery.sweep()
+        found = self._recovery.sweep()
         self._store.nodes.forget(patience=_NO_PATIENCE)
         due = self._recovery.next_due()
-        if due is not None and due > 0:
+        if self._recovery.is_behind(found):
+            self._sweep_by(0.0)
+        elif due is not None and due > 0:
             self._sweep_by(due)
 
     def _sweep_by(self, seconds: float) -> None:
@@ -243,8 +199,7 @@ class Node:
         app = self._installation.app
         try:
             if self._connection is None:
-                self._connection = app.connection_for_write()
-            self._connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+                self._connection = connection_for_write(app)
             refused = send_all(app, app.amqp.Producer(self._connection, auto_declare=False), messages)
         except Exception as error:  # noqa: BLE001 - every transport has its own errors; the rows are kept
             logger.warning("The broker can't be reached (%r); recovery tries again.", error)
@@ -258,48 +213,45 @@ class Node:
         if connection is not None:
             connection.release()
 
-    def _leave(self) -> None:
-        self._try(self._flush)
-        self._try(lambda: self._store.nodes.leave(self.id, patience=_NO_PATIENCE))
-        self._disconnect()
-        self._store.close()
-        self._bell.close()
 
-
-class _Outbox:
-    """What the node thread has still to tell the database."""
+class _Box:
+    """Workflows that the node thread has to tell the database of, with the processes that had them."""
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self.lost: set[str] = set()
-        self.expired: set[str] = set()
-        self.killed: dict[str, int | None] = {}
+        self._pids: _Pids = {}
 
-    def take(self, box: set[str]) -> set[str]:
+    def add(self, workflow_id: str, pid: int | None = None) -> None:
         with self._lock:
-            taken = set(box)
-            box -= taken
-            return taken
+            self._pids[workflow_id] = pid
 
-    def take_killed(self) -> dict[str, int | None]:
+    @contextmanager
+    def taken(self) -> Iterator[_Pids]:
+        """Give what is in the box; if the block fails, it is there again."""
         with self._lock:
-            taken, self.killed = self.killed, {}
-            return taken
-
-
-def _wait_for_exit(pid: int | None) -> None:
-    """A killed process may run on for a moment: its body mustn't overlap with the next attempt's."""
-    if not pid or pid == os.getpid():
-        return
-    give_up_at = time.monotonic() + _EXIT_WAIT
-    while time.monotonic() < give_up_at:
+            taken, self._pids = self._pids, {}
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        if _is_zombie(pid):
-            return
-        original("time", "sleep")(0.01)
+            yield taken
+        except BaseException:
+            with self._lock:
+                self._pids = {**taken, **self._pids}
+            raise
+
+
+def _wait_for_exit(pids: Iterable[int | None]) -> None:
+    """A killed process may run on for a moment: its body mustn't overlap with the next attempt's."""
+    give_up_at = time.monotonic() + _EXIT_WAIT
+    for pid in {pid for pid in pids if pid} - {os.getpid()}:
+        while _is_alive(pid) and time.monotonic() < give_up_at:
+            original("time", "sleep")(0.01)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not _is_zombie(pid)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -22,9 +22,11 @@ from celery.result import task_join_will_block
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.common import maybe_declare
 
+from .broker import SHORT_TRY
+from .broker import producer as broker_producer
 from .client import CALLER_PATIENCE
-from .envelope import SHORT_TRY, Envelope
-from .exceptions import WorkflowConflict
+from .envelope import Envelope
+from .exceptions import DatabaseUnavailable, WorkflowConflict
 from .installation import Installation
 from .serialization import printable
 from .store import Birth
@@ -67,12 +69,10 @@ class RowFirst:
         observers = self._installation.observers
         observers.tell("publishing", workflow_id)
         birth = self._birth(workflow_id, envelope)
-        born, published_at = self._installation.store.workflows.publish(birth, patience=CALLER_PATIENCE)
+        ours, published_at = self._write(birth)
         self._published = True
         observers.tell("published", workflow_id)
-        if not born:
-            self._check_name(birth)
-        elif self._start.delay is None:
+        if ours and self._start.delay is None:
             self._send(workflow_id, envelope, published_at)
 
     def revive(self, connection: Any) -> None:
@@ -87,6 +87,23 @@ class RowFirst:
     def _birth(self, workflow_id: str, envelope: Envelope) -> Birth:
         return birth_of(self._installation, envelope, workflow_id, self._start)
 
+    def _write(self, birth: Birth) -> tuple[bool, datetime | None]:
+        """Write the row; tell whether its message is ours to send.
+
+        After a lost answer the row that is found there is most likely our own: one message too many is harmless,
+        none at all would cost the workflow ``republish_after``.
+        """
+        publish = self._installation.store.workflows.publish
+        answer_lost = False
+        try:
+            born, published_at = publish(birth, patience=0)
+        except DatabaseUnavailable:
+            answer_lost = True
+            born, published_at = publish(birth, patience=CALLER_PATIENCE)
+        if not born:
+            self._check_name(birth)
+        return born or answer_lost, published_at
+
     def _check_name(self, birth: Birth) -> None:
         taken_by = self._installation.store.workflows.name_of(birth.id, patience=CALLER_PATIENCE)
         if taken_by is not None and taken_by != birth.name:
@@ -99,7 +116,7 @@ class RowFirst:
         """Wake a worker. The row is safe: if the broker doesn't answer, recovery sends the message later."""
         app = self._installation.app
         try:
-            with app.producer_or_acquire(self._producer) as producer:
+            with broker_producer(app, self._producer) as producer:
                 self._expect_result(producer, workflow_id)
                 envelope.send(app, producer, published_at)
         except Exception as error:  # noqa: BLE001 - every transport and backend has its own errors
@@ -130,7 +147,7 @@ class RowFirst:
 
     def _pass_on(self, body: Any, options: dict[str, Any]) -> None:
         try:
-            with self._installation.app.producer_or_acquire(self._producer) as producer:
+            with broker_producer(self._installation.app, self._producer) as producer:
                 producer.publish(body, **{**options, "retry": False})
         except Exception as error:  # noqa: BLE001 - a monitoring event is no reason to fail a start
             logger.debug("The task-sent event of a workflow couldn't be sent (%r).", error)

@@ -22,6 +22,8 @@ from .store.rows import StoredMessage
 logger = logging.getLogger("celery_durable.recovery")
 
 BATCH = 100
+#: What one sweep does of one duty; the rest is left to the next sweep, so that no duty waits behind another.
+MOST_BATCHES = 10
 
 #: Sends messages and returns the ids of those that the broker didn't take.
 Send = Callable[[list[StoredMessage]], Collection[str]]
@@ -58,6 +60,10 @@ class Recovery:
                 logger.exception("The recovery duty %r failed; the next sweep does it.", name)
         return found
 
+    def is_behind(self, found: dict[str, int]) -> bool:
+        """Tell from what a sweep has found whether the next one is due at once."""
+        return any(count >= MOST_BATCHES * BATCH for count in found.values())
+
     def rescue(self, node: UUID | None = None, lost: Collection[str] = ()) -> int:
         """Enqueue orphans again. ``lost`` names workflows whose process has died on ``node``."""
         return self._all("rescue", self._rescued(node, lost))
@@ -93,7 +99,7 @@ class Recovery:
                 "since its last completed step."
             )
         )
-        while True:
+        for _ in range(MOST_BATCHES):
             rows = self.store.workflows.rescue(
                 node, lost, lease=self.engine.lease, verdict=verdict, limit=BATCH, patience=self.patience
             )
@@ -128,7 +134,7 @@ class Recovery:
 
     def _sent(self, take: Callable[[], list[StoredMessage]]) -> Iterator[list[str]]:
         """Take messages and send them, until a batch isn't full or the broker takes no more."""
-        while True:
+        for _ in range(MOST_BATCHES):
             messages = take()
             refused = self.send(messages) if messages else ()
             if refused:
@@ -138,7 +144,7 @@ class Recovery:
                 return
 
     def _batches(self, take: Callable[[], list[str]]) -> Iterator[list[str]]:
-        while True:
+        for _ in range(MOST_BATCHES):
             ids = take()
             yield ids
             if len(ids) < BATCH:

@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any, Protocol
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import Terminated, WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
@@ -118,7 +118,8 @@ class DurableRequest(Request):
     def _is_lost(self, error: BaseException) -> bool:
         if self._already_cancelled or self._already_revoked:
             return False
-        return isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt)
+        lost = WorkerLostError | Terminated | TimeLimitExceeded | SystemExit | KeyboardInterrupt
+        return isinstance(error, lost)
 
     def _give_back(self, reason: BaseException) -> None:
         task_ready(self)
@@ -197,12 +198,18 @@ class Registry:
         with self._lock:
             self._requests.add(request)
 
-    def remove(self, request: Any, *, delivered: bool) -> None:
-        """A request has left the pool; ``delivered``: its outcome is to be confirmed."""
+    def remove(self, request: Any, *, delivered: bool) -> bool:
+        """A request has left the pool; ``delivered``: its outcome is to be confirmed.
+
+        False: it had left before, for Celery may tell of one death twice.
+        """
         with self._lock:
+            if request not in self._requests:
+                return False
             self._requests.discard(request)
-            if delivered and is_id(request.id):
+            if delivered:
                 self._delivered.add(request.id)
+            return True
 
     def accepted(self, queue: str, published: str) -> None:
         """Note the newest message that was taken from a queue."""
@@ -225,8 +232,8 @@ class Registry:
         with self._lock:
             self._delivered -= ids
 
-    def runs_twice(self, workflow_id: str) -> bool:
-        """Tell whether another request of this workflow is in execution here."""
+    def runs(self, workflow_id: str) -> bool:
+        """Tell whether a request of this workflow is in execution here."""
         with self._lock:
             return any(request.id == workflow_id for request in self._requests)
 

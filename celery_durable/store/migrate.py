@@ -24,6 +24,7 @@ CREATE TABLE {schema}.migration (
     number      integer PRIMARY KEY,
     applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );"""
+_NOTE = "INSERT INTO {schema}.migration (number) VALUES (%s);"
 
 
 @cache
@@ -105,13 +106,13 @@ def version_of(connection: Connection, schema: str) -> int:
 def script(schema: str, number: int) -> str:
     """Return a migration as SQL that can be run by hand, the first one with the schema itself."""
     first = in_schema(_FIRST, schema) if number == min(migrations()) else ""
-    record = in_schema(f"INSERT INTO {{schema}}.migration (number) VALUES ({number});", schema)
+    record = in_schema(_NOTE, schema).replace("%s", str(number))
     return f"{first}\n{in_schema(migrations()[number], schema)}\n{record}"
 
 
 def _apply(connection: Connection, schema: str, number: int) -> int:
     connection.execute(_in(schema, migrations()[number]))
-    connection.execute(_in(schema, "INSERT INTO {schema}.migration (number) VALUES (%s)"), [number])
+    connection.execute(_in(schema, _NOTE), [number])
     return number
 
 

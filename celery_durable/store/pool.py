@@ -27,6 +27,8 @@ logger = logging.getLogger("celery_durable.store")
 TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
 SETTING = "durable_database_url"
 _PORTS = re.compile(r"[\d,]*")
+#: Seconds; a caller of delay() waits for it.
+_LONGEST_CONNECT = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -227,7 +229,7 @@ def unavailable(place: str, error: Exception) -> DatabaseUnavailable:
 
 def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any]:
     ours: dict[str, Any] = {
-        "connect_timeout": max(2, int(lease)),
+        "connect_timeout": max(2, min(_LONGEST_CONNECT, int(lease))),
         "keepalives_idle": max(1, int(lease)),
         "keepalives_interval": max(1, int(lease / 3)),
         "keepalives_count": 3,

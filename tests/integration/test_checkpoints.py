@@ -182,8 +182,7 @@ def test_an_end_waits_for_a_checkpoint_on_its_way(rig: Rig) -> None:
     with ThreadPoolExecutor(1) as threads, holder:
         holder.execute("SELECT FROM celery_durable.workflow WHERE id = 'w1' FOR KEY SHARE")
         ending = threads.submit(rig.workflows.release, fence, 60, patience=0)
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        wait_until(lambda: rig.sql.value(waiting) == 1, message="the release waits for the lock")
+        wait_until(lambda: rig.waiting() == 1, message="the release waits for the lock")
         assert rig.state() == "RUNNING"
         holder.commit()
         assert ending.result(20) is not None

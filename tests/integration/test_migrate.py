@@ -88,7 +88,8 @@ def test_twenty_processes_at_once_migrate_once(empty_database_url: str) -> None:
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
 def test_who_has_waited_for_the_lock_sees_what_was_done(empty_database_url: str, empty: Sql, level: str) -> None:
     """Neither an old snapshot nor the session's own cache shows it an empty database."""
-    empty.execute(f"ALTER DATABASE {empty.value('SELECT current_database()')} SET default_transaction_isolation = '{level}'")
+    database = empty.value("SELECT current_database()")
+    empty.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{level}'")
     waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with ThreadPoolExecutor(2) as threads:
         empty.execute("SELECT pg_advisory_lock(%s)", LOCK)
@@ -184,6 +185,6 @@ def test_a_wrong_url_is_told_without_its_password(action: object) -> None:
     assert callable(action)
     with pytest.raises(ConfigurationError) as malformed:
         action("mysql://user:hush@host/database")
-    with pytest.raises(DatabaseUnavailable, match="127.0.0.1:1/database.*durable_database_url") as nowhere:
+    with pytest.raises(DatabaseUnavailable, match=r"127.0.0.1:1/database.*durable_database_url") as nowhere:
         action("postgresql://user:hush@127.0.0.1:1/database")
     assert "hush" not in str(malformed.value) + str(nowhere.value)

@@ -20,8 +20,9 @@ FINISHED, ACTIVE = 50_000, 500
 NODE = uuid.UUID(int=1)
 FILL = f"""
 INSERT INTO celery_durable.node
-SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'worker', n, clock_timestamp(), '15 s', clock_timestamp(),
-    clock_timestamp() - interval '1 h', clock_timestamp(), '{{}}', '{{}}', false FROM generate_series(1, 20) n;
+SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'worker', n, clock_timestamp(), '15 s',
+    clock_timestamp(), clock_timestamp() - interval '1 h', clock_timestamp(), '{{}}', '{{}}', false
+FROM generate_series(1, 20) n;
 INSERT INTO celery_durable.workflow
     (id, name, queue, state, max_crashes, finished_at, dispatched, parent_id, deadline, attempt)
 SELECT 'done-' || n, 'order', 'celery', CASE WHEN n % 10 = 0 THEN 'FAILURE' ELSE 'SUCCESS' END, 3,
@@ -35,7 +36,7 @@ SELECT s.state || n, 'order', 'celery', s.state, 3, 1,
     CASE WHEN s.state = 'RUNNING' THEN gen_random_uuid() END, clock_timestamp(),
     CASE WHEN s.state = 'ENQUEUED' THEN clock_timestamp() + make_interval(secs => n - 100) END,
     CASE WHEN s.state = 'ENQUEUED' AND n % 2 = 0 THEN clock_timestamp() END,
-    CASE WHEN s.state = 'SUSPENDED' THEN clock_timestamp() + make_interval(secs => n - 100) END,
+    CASE WHEN s.state = 'SUSPENDED' THEN clock_timestamp() + make_interval(secs => n - 50) END,
     CASE WHEN n % 4 = 0 THEN clock_timestamp() + make_interval(secs => n) END
 FROM generate_series(1, {ACTIVE} / 3) n, (VALUES ('ENQUEUED'), ('RUNNING'), ('SUSPENDED')) s (state);
 INSERT INTO celery_durable.checkpoint (workflow, key, seq, attempt, tries, ok, value, started_at, at)
@@ -53,7 +54,7 @@ SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0,
 STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("workflows", "claim"): {**FENCE, "id": "ENQUEUED7", "name": "order"},
     ("workflows", "look"): FENCE,
-    ("workflows", "finish"): {**FENCE, "state": "SUCCESS", "ok": True, "value": b"1", "content_type": None, "dispatched": True},
+    ("workflows", "finish"): {**FENCE, **STEP, "state": "SUCCESS", "dispatched": True},
     ("workflows", "suspend"): {**FENCE, "signal": 0, "seconds": 1.0, "reason": "sleep"},
     ("workflows", "release"): {**FENCE, "republish_after": 60.0},
     ("workflows", "rescue"): {**SWEEP, "node": None, "lost": []},

@@ -377,7 +377,8 @@ def test_prune_takes_what_is_old_delivered_and_released(rig: Rig) -> None:
         rig.age(each, "finished_at", 100)
     rig.update("held", "node = %s", uuid.uuid4())
     assert rig.prune(retention=60) == ["old"]
-    for table, column in (("workflow", "id"), ("input", "workflow"), ("output", "workflow"), ("checkpoint", "workflow")):
+    columns = {"workflow": "id", "input": "workflow", "output": "workflow", "checkpoint": "workflow"}
+    for table, column in columns.items():
         assert rig.sql.value(f"SELECT count(*) FROM celery_durable.{table} WHERE {column} = 'old'") == 0
         assert rig.sql.value(f"SELECT count(*) FROM celery_durable.{table} WHERE {column} = 'young'") == 1
 

@@ -192,7 +192,8 @@ def test_a_result_that_cannot_be_kept_is_the_steps_outcome(
     shop: Inprocess, calls: list[Any], value: Any, error: type[Exception]
 ) -> None:
     """Its effect has happened: the body isn't run again, not even with retries left."""
-    work = durable.as_step(lambda: calls.append(1) or value, name="work", autoretry_for=(Exception,), retry_backoff=0.01)
+    retries: dict[str, Any] = {"autoretry_for": (Exception,), "retry_backoff": 0.01}
+    work = durable.as_step(lambda: calls.append(1) or value, name="work", **retries)
     order(shop, work)
     attempt = begin(shop)
     with running(attempt), pytest.raises(error, match="The result of step 'work'"):
@@ -286,6 +287,7 @@ def test_a_long_delay_gives_the_worker_back(shop: Inprocess) -> None:
 
 def test_a_step_that_kills_its_worker_spends_its_tries(shop: Inprocess, calls: list[Any]) -> None:
     """Then it is lost, an error that the workflow can catch; the first crash takes no try."""
+
     class Killed(BaseException):
         """Stands for SIGKILL: nothing after it is run."""
 
@@ -410,12 +412,6 @@ def test_a_body_that_swallows_its_unwinding_is_not_a_success(shop: Inprocess, sq
         return "swallowed"
 
     order(shop, body)
-    def cancel() -> None:
-        attempt = current_attempt()
-        assert attempt is not None
-        shop.installation.store._database.run(_Late, {}, patience=0)
-
-    work = durable.as_step(cancel, name="work")
     assert isinstance(shop.run("w1"), Ignore)
     assert seen == [Cancelled, Cancelled]
     assert status(shop).state == "RUNNING", "the sweep cancels it"
@@ -491,6 +487,7 @@ def test_a_nested_step_is_part_of_the_outer_one(shop: Inprocess) -> None:
 
 def test_a_step_cannot_start_a_workflow(shop: Inprocess) -> None:
     """A crash after the start would start another one."""
+
     def nothing() -> None: ...
 
     child = shop.workflow(nothing, name="child")

@@ -92,7 +92,9 @@ def test_each_arrow_has_its_statement(shop: Inprocess, proxy: PostgresProxy) -> 
     proxy.reset()
     shop.deliver("w1", message)
     described = [re.search(r"^-- (.*)", text)[1] for text in proxy.statements()]  # type: ignore[index]
-    assert [text.split()[0:2] for text in described] == [["One", "process"], ["A", "step,"], ["A", "step,"], ["An", "attempt"]]
+    assert [text.split(" ", 2)[:2] for text in described] == [
+        ["One", "process"], ["A", "step,"], ["A", "step,"], ["An", "attempt"],
+    ]  # fmt: skip
 
 
 def test_a_replayed_step_costs_nothing(shop: Inprocess, proxy: PostgresProxy) -> None:

@@ -250,8 +250,7 @@ def test_a_claim_that_waited_for_another_attempt_is_refused(rig: Rig) -> None:
     with ThreadPoolExecutor(1) as threads, holder:
         holder.execute("UPDATE celery_durable.workflow SET attempt = attempt + 1 WHERE id = 'w1'")
         claiming = threads.submit(rig.claim, "w1", node)
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        wait_until(lambda: rig.sql.value(waiting) == 1, message="the claim waits for the row")
+        wait_until(lambda: rig.waiting() == 1, message="the claim waits for the row")
         holder.commit()
         assert claiming.result(20) is None
     assert rig.claim("w1", node) is not None

@@ -79,7 +79,12 @@ def test_a_wrong_value_in_app_conf_is_refused_when_it_is_read(name: str, value: 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("leese", "lease"), ("databse_url", "database_url"), ("heartbeat", "heartbeat_interval"), ("retension", "retention")],
+    [
+        ("leese", "lease"),
+        ("databse_url", "database_url"),
+        ("heartbeat", "heartbeat_interval"),
+        ("retension", "retention"),
+    ],
 )
 def test_a_mistyped_name_is_answered_with_the_nearest_one(name: str, meant: str) -> None:
     """A slip of the pen is found, wherever the setting was written."""

@@ -36,7 +36,10 @@ def app() -> Celery:
     exchange = Exchange("orders", "topic")
     app.conf.update(
         task_send_sent_event=False,
-        task_queues=[Queue("celery"), Queue("slow", exchange, routing_key="slow.#", queue_arguments={"x-max-priority": 5})],
+        task_queues=[
+            Queue("celery"),
+            Queue("slow", exchange, routing_key="slow.#", queue_arguments={"x-max-priority": 5}),
+        ],
     )
 
     @app.task(name="charge", shared=False, ignore_result=True)

@@ -31,9 +31,9 @@ def linger(seconds: float = 30) -> None:
 def test_a_body_is_interrupted_at_its_limit() -> None:
     """The error names the step and the limit."""
     began = time.monotonic()
-    with pytest.raises(StepTimeout, match=r"The step 'fetch' ran longer than its soft_time_limit of 0.05 s"):
-        with soft_limit(0.05, "The step 'fetch'"):
-            linger()
+    message = r"The step 'fetch' ran longer than its soft_time_limit of 0.05 s"
+    with pytest.raises(StepTimeout, match=message), soft_limit(0.05, "The step 'fetch'"):
+        linger()
     assert time.monotonic() - began < 10
 
 
@@ -59,7 +59,7 @@ def test_the_bodys_own_error_passes() -> None:
 
 def test_an_inner_limit_that_ends_sooner_leaves_the_outer_one_running() -> None:
     """The outer one is due as if there had been no inner one."""
-    with pytest.raises(StepTimeout, match="outer"), soft_limit(0.3, "outer"):
+    with pytest.raises(StepTimeout, match="outer"), soft_limit(0.3, "outer"):  # noqa: PT012
         with pytest.raises(StepTimeout, match="inner"), soft_limit(0.05, "inner"):
             linger()
         left, _ = signal.getitimer(signal.ITIMER_REAL)

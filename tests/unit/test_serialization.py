@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 import uuid
+from contextlib import suppress
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -185,9 +186,13 @@ def test_an_error_is_never_a_pickle() -> None:
 
 @pytest.mark.parametrize(
     ("serializer", "accept", "message"),
-    [("jsonn", ["json"], "isn't known"), ("json", ["jsonn"], "isn't known"), ("pickle", ["json"], "isn't in accept_content")],
+    [
+        ("jsonn", ["json"], "isn't known"),
+        ("json", ["jsonn"], "isn't known"),
+        ("pickle", ["json"], "isn't in accept_content"),
+    ],
 )
-def test_a_serializer_that_does_not_fit_is_a_configuration_error(serializer: str, accept: list[str], message: str) -> None:
+def test_a_serializer_that_does_not_fit_is_an_error(serializer: str, accept: list[str], message: str) -> None:
     """It is found when the worker starts, not with the first result."""
     with pytest.raises(ConfigurationError, match=message):
         Codec.of(serializer, accept, 100)
@@ -211,17 +216,15 @@ def test_a_recursive_value_is_an_error_like_another() -> None:
 def test_the_payload_limit_is_exact() -> None:
     """A value of max_payload bytes fits, one byte more doesn't."""
     assert len(CODEC.encode("x" * 9_998, "it").data) == 10_000
-    with pytest.raises(PayloadTooLarge, match=r"it takes 10,001 bytes, more than durable_max_payload allows \(10,000\)"):
+    with pytest.raises(PayloadTooLarge, match=r"it takes 10,001 bytes, more than durable_max_payload"):
         CODEC.encode("x" * 9_999, "it")
 
 
 @given(st.binary(), st.sampled_from([None, "application/json", "application/x-yaml", "application/data", "nonsense"]))
 def test_garbage_is_a_serialization_error(data: bytes, content_type: str | None) -> None:
     """Whatever was stored, reading it raises nothing else."""
-    try:
+    with suppress(SerializationError):
         CODEC.decode(Payload(data, content_type), "it")
-    except SerializationError:
-        pass
 
 
 @given(st.binary() | PLAIN.map(lambda value: json.dumps(value).encode()))
@@ -309,7 +312,7 @@ def test_arguments_that_cannot_be_kept_make_a_step_error() -> None:
 
 def opened_nothing() -> OSError:
     try:
-        open("/no/such/file")
+        Path("/no/such/file").read_bytes()
     except OSError as error:
         return error
     raise AssertionError("there is no such file")

@@ -1,0 +1,160 @@
+"""What can't be right gets a clear error as early as it can be seen, and nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psutil
+import pytest
+
+from celery_durable.exceptions import DurableError, PayloadTooLarge, SerializationError
+from tests.fixtures.fix_wait import wait_until
+from tests.fixtures.site import Site, load_shop
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name that no other test uses."""
+    return str(request.node.name)
+
+
+def workflows(site: Site) -> int:
+    """How many workflows there are."""
+    return int(site.sql.value("SELECT count(*) FROM celery_durable.workflow"))
+
+
+def test_a_task_that_this_worker_has_not(site: Site) -> None:
+    """The workflow is kept, with a warning, and runs as soon as a worker has its task."""
+    other = load_extended(site)
+    worker = site.workers.start()
+    handle = other.extended.delay("a")
+    wait_until(lambda: "isn't registered on this worker" in worker.log, message="the worker warns")
+    assert site.status(handle.id).state == "ENQUEUED"
+    worker.kill()
+    site.workers.start(env={"SHOP_EXTENSION": "1"})
+    assert site.finished(handle.id).result == "extended a"
+
+
+def load_extended(site: Site) -> Any:
+    """The shop of a producer that has one task more."""
+    return load_shop({**site.workers.env, "SHOP_EXTENSION": "1"})
+
+
+def test_a_garbage_body(standing_site: Site, name: str) -> None:
+    """A message that nobody can read doesn't stop the worker, nor the workflow that it names."""
+    site = standing_site
+    queue = site.workers.env["CELERY_DURABLE_TEST_QUEUE"]
+    handle = site.shop.order.apply_async((name,), countdown=1)
+    with site.shop.app.connection_for_write() as connection, connection.Producer() as producer:
+        for headers in ({}, {"id": handle.id, "task": site.shop.order.name, "durable": {"queue": queue}}):
+            producer.publish(
+                b"\x80garbage", routing_key=queue, headers=headers,
+                content_type="application/json", content_encoding="utf-8",
+            )  # fmt: skip
+    assert site.finished(handle.id).result == [0, 10, 20]
+    assert site.finished(site.shop.quick.delay(1).id).result == 1
+
+
+@pytest.mark.parametrize("task_id", ["x" * 256, "", "a\x00b", 7], ids=["long", "empty", "NUL", "number"])
+def test_an_impossible_id(standing_site: Site, task_id: Any) -> None:
+    """An id that can't be stored is refused at the call."""
+    before = workflows(standing_site)
+    with pytest.raises(ValueError, match="task_id"):
+        standing_site.shop.order.apply_async(("a",), task_id=task_id)
+    assert workflows(standing_site) == before
+
+
+def test_the_longest_id(standing_site: Site) -> None:
+    """An id of 255 characters works."""
+    handle = standing_site.shop.quick.apply_async((1,), task_id="x" * 255)
+    assert standing_site.finished(handle.id).result == 1
+
+
+def test_arguments_that_cannot_be_serialized(standing_site: Site) -> None:
+    """The caller gets the error, and nothing is enqueued."""
+    before = workflows(standing_site)
+    with pytest.raises(SerializationError, match="Nothing was enqueued"):
+        standing_site.shop.order.delay(threading.Lock())
+    assert workflows(standing_site) == before
+
+
+def test_arguments_over_the_limit(standing_site: Site) -> None:
+    """So it is with arguments that are too large; the error names size and setting."""
+    before = workflows(standing_site)
+    with pytest.raises(PayloadTooLarge, match="durable_max_payload"):
+        standing_site.shop.order.delay("x" * 100_001)
+    assert workflows(standing_site) == before
+
+
+def test_a_result_that_cannot_be_serialized(standing_site: Site) -> None:
+    """The workflow fails with the reason; its body doesn't run again."""
+    status = standing_site.finished(standing_site.shop.returns_a_lock.delay().id)
+    assert status.state == "FAILURE"
+    assert isinstance(status.error, SerializationError)
+    assert standing_site.ledger.count("returns_a_lock") == 1
+
+
+def test_a_step_value_over_the_limit(standing_site: Site) -> None:
+    """The step's effect has happened, so the error is its outcome: the body doesn't run again."""
+    status = standing_site.finished(standing_site.shop.big_order.delay(100_001).id)
+    assert status.state == "FAILURE"
+    assert isinstance(status.error, PayloadTooLarge)
+    assert standing_site.ledger.count("big", 100_001) == 1
+
+
+@pytest.mark.crash
+def test_a_stored_value_that_cannot_be_decoded(site: Site) -> None:
+    """A workflow whose checkpoint was spoilt fails with the reason, and its worker goes on."""
+    site.gates.close("a-1")
+    handle = site.shop.order.delay("a")
+    site.workers.start()
+    site.reaches("work", "a", 1)
+    site.sql.execute("UPDATE celery_durable.checkpoint SET value = '\\xff' WHERE key LIKE %s", "%work")
+    psutil.Process(site.ledger.lines()[-1].pid).kill()
+    site.gates.open("a-1")
+    status = site.finished(handle.id)
+    assert status.state == "FAILURE"
+    assert isinstance(status.error, SerializationError)
+    assert "work" in str(status.error)
+    assert site.finished(site.shop.quick.delay(1).id).result == 1
+
+
+def test_a_stored_message_that_cannot_be_decoded(site: Site) -> None:
+    """A workflow whose arguments were spoilt doesn't hurt its worker, and its status can be read."""
+    handle = site.shop.quick.apply_async((1,), countdown=0.5)
+    site.sql.execute("UPDATE celery_durable.input SET body = '\\xff'")
+    worker = site.workers.start()
+    wait_until(lambda: "decode" in worker.log, message="the message has come")
+    assert site.finished(site.shop.quick.delay(2).id).result == 2
+    assert site.status(handle.id).args is None
+
+
+@pytest.mark.parametrize("value", ["a\x00b", {"\x00": ["\x00"]}], ids=["text", "nested"])
+def test_nul_characters(standing_site: Site, name: str, value: Any) -> None:
+    """Postgres' text has no NUL, but arguments, step values and results may have one."""
+    status = standing_site.finished(standing_site.shop.echoes.delay(name, value).id)
+    assert status.args == (name, value)
+    assert status.result == value
+    failed = standing_site.finished(standing_site.shop.fails_with.delay("a\x00b").id)
+    assert failed.error.args == (402,)
+    assert failed.error.reason == "a\x00b"
+
+
+def test_a_durable_call_in_a_thread_of_the_workflow(standing_site: Site, name: str) -> None:
+    """A step that is called in a thread of the workflow's own is refused there, and doesn't run."""
+    status = standing_site.finished(standing_site.shop.threaded.delay(name).id)
+    assert status.result == "NotInWorkflow"
+    assert standing_site.ledger.count("work", name) == 0
+
+
+@pytest.mark.parametrize("code", [0, 1, "bye"])
+def test_sys_exit(standing_site: Site, code: Any) -> None:
+    """`sys.exit()` in a body is a failure of the workflow, not the end of its worker."""
+    before = standing_site.ledger.count("leaves")
+    status = standing_site.finished(standing_site.shop.leaves.delay(code).id)
+    assert status.state == "FAILURE"
+    assert isinstance(status.error, DurableError)
+    assert f"sys.exit({code!r})" in str(status.error)
+    assert status.crashes == 0
+    assert standing_site.ledger.count("leaves") == before + 1
