@@ -34,7 +34,7 @@ def add_recovery(app: Celery, installation: Installation) -> None:
         return installation.recovery(send, patience=_PATIENCE).sweep()
 
     def schedule(sender: Celery, **kwargs: Any) -> None:
-        config = installation.config
+        config = installation.read_config()
         task = sender.tasks[TASK]
         # Whole seconds: django-celery-beat stores no fractions. It keeps no `expires` of an entry either,
         # so that stands on the task.

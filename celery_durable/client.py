@@ -231,9 +231,9 @@ def _arguments(installation: Installation, row: WorkflowRow) -> tuple[tuple[Any,
         return None, None
     try:
         args, kwargs, _ = loads(row.body, row.content_type, row.content_encoding, accept=installation.codec.accept)
+        return tuple(args), dict(kwargs)
     except Exception:  # noqa: BLE001 - undecodable arguments are no reason to hide the workflow
         return None, None
-    return tuple(args), dict(kwargs)
 
 
 def _step(installation: Installation, row: StepRow) -> StepInfo:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any
 
 from .exceptions import ConfigurationError
 
-PREFIX = "durable_"
+#: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
+LONGEST = 100 * 365.25 * 86400
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Config:
     """What ``install(app, …)`` or ``app.conf.durable_*`` say; durations are in seconds."""
 
     #: Where the workflows live. Celery hides settings with DATABASE in their name from its reports.
-    database_url: str = ""
+    database_url: str = field(default="", repr=False)
     schema: str = "celery_durable"
     #: Bring the schema up to date on first use; False leaves it to ``celery durable migrate``.
     auto_migrate: bool = True
@@ -76,7 +76,7 @@ class Config:
                 raise ConfigurationError(f"durable_{name} is {getattr(self, name)!r}; choose one of {choices}.")
 
 
-_FIELDS = {field.name: field for field in fields(Config)}
+_FIELDS = {each.name: each for each in fields(Config)}
 _CHOICES = {"nondeterminism": ("error", "warn")}
 _DURATIONS = {
     "heartbeat_interval",
@@ -109,8 +109,8 @@ def seconds(value: Any, what: str, *, zero: bool = False) -> float:
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(f"{what} must be seconds or a timedelta, not {value!r}.")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ConfigurationError(f"{what} must be a positive, finite duration, not {value!r}.")
+    if not 0 <= value <= LONGEST or (value == 0 and not zero):
+        raise ConfigurationError(f"{what} must be a positive duration of at most 100 years, not {value!r}.")
     return float(value)
 
 

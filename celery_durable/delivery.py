@@ -60,7 +60,7 @@ class _Message:
         self.installation = installation
         self.task = task
         self.request: Context = task.request
-        self.id = str(self.request.id)
+        self.id = check_id(self.request.id)
         self.max_crashes = max_crashes
         self.node = _node_of(self.request)
         self.workflows = installation.store.workflows
@@ -96,7 +96,6 @@ class _Message:
                 "transaction is still open. Nothing is lost: whoever commits it sends another message.", self.id,
             )  # fmt: skip
             raise Ignore("no such workflow")
-        check_id(self.id)
         serializer = self.task.serializer or self.task.app.conf.task_serializer
         envelope = Envelope.of_request(self.request, serializer, self.task.name)
         start = Start(self.max_crashes, bool(self.request.ignore_result))

@@ -38,6 +38,10 @@ class Installation:
     @cached_property
     def config(self) -> Config:
         """The settings, validated; raises ConfigurationError."""
+        return self.read_config()
+
+    def read_config(self) -> Config:
+        """Return the settings as they are by now, for whoever must not be the one that fixes them."""
         check_names(_durable_names(self.app))
         conf = self.app.conf
         given = {name: conf.get(f"durable_{name}") for name in setting_names()}

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .broker import connection_for_write
-from .envelope import send_all
+from .envelope import is_id, send_all
 from .exceptions import WorkflowCancelledError
 from .heartbeat import Heartbeat
 from .installation import Installation
@@ -86,8 +86,9 @@ class Node(Loop):
 
     def expired(self, workflow_id: str) -> None:
         """Celery has discarded a workflow that wasn't started in time."""
-        self._expired.add(workflow_id)
-        self.bell.ring()
+        if is_id(workflow_id):
+            self._expired.add(workflow_id)
+            self.bell.ring()
 
     def wake_in(self, seconds: float) -> None:
         """A workflow of this worker waits for so long."""
@@ -121,7 +122,7 @@ class Node(Loop):
         """Say what is to be said, and sweep if that is due."""
         began = time.monotonic()
         self.bell.watch(self._pool_pids())
-        said = self.attempt(self._flush)
+        said = self._flush()
         if began >= self._sweep_due:
             self._sweep_due = began + self._config.recovery_interval
             self.attempt(self._sweep)
@@ -136,19 +137,13 @@ class Node(Loop):
 
     def leave(self) -> None:
         """Say what is left to be said."""
-        self.attempt(self._flush)
+        self._flush()
         self._disconnect()
         self._store.close()
 
-    def _flush(self) -> None:
-        """Say what waits to be said."""
-        self._confirm()
-        with self._expired.taken() as expired:
-            self._discard(expired)
-        with self._lost.taken() as lost:
-            self._rescue(lost)
-        with self._killed.taken() as killed:
-            self._hand_over(killed)
+    def _flush(self) -> bool:
+        """Say what waits to be said; True if all of it could be."""
+        return all([self.attempt(duty) for duty in (self._confirm, self._discard, self._rescue, self._hand_over)])
 
     def _confirm(self) -> None:
         delivered = self._registry.delivered()
@@ -157,28 +152,28 @@ class Node(Loop):
             self._registry.confirmed(delivered)
             self._installation.observers.tell("confirmed", sorted(delivered))
 
-    def _discard(self, expired: _Pids) -> None:
-        if not expired:
-            return
-        verdict = self._installation.codec.encode_error(
-            WorkflowCancelledError("The workflow wasn't started before its `expires`.")
-        )
-        self._store.workflows.expired(expired, verdict=verdict, patience=_NO_PATIENCE)
+    def _discard(self) -> None:
+        with self._expired.taken() as expired:
+            if expired:
+                error = WorkflowCancelledError("The workflow wasn't started before its `expires`.")
+                verdict = self._installation.codec.encode_error(error)
+                self._store.workflows.expired(expired, verdict=verdict, patience=_NO_PATIENCE)
 
-    def _rescue(self, lost: _Pids) -> None:
-        _wait_for_exit(lost.values())
-        # Another node may have been faster, and the workflow may run here again by now.
-        gone = [workflow_id for workflow_id in lost if not self._registry.runs(workflow_id)]
-        if gone:
-            self._recovery.rescue(self.id, gone)
-            self._recovery.republish()
+    def _rescue(self) -> None:
+        with self._lost.taken() as lost:
+            _wait_for_exit(lost.values())
+            # Another node may have been faster, and the workflow may run here again by now.
+            gone = [workflow_id for workflow_id in lost if not self._registry.runs(workflow_id)]
+            if gone:
+                self._recovery.rescue(self.id, gone)
+                self._recovery.republish()
 
-    def _hand_over(self, killed: _Pids) -> None:
-        if not killed:
-            return
-        _wait_for_exit(killed.values())
-        self._store.workflows.hand_over(self.id, killed, patience=_NO_PATIENCE)
-        self._recovery.republish()
+    def _hand_over(self) -> None:
+        with self._killed.taken() as killed:
+            if killed:
+                _wait_for_exit(killed.values())
+                self._store.workflows.hand_over(self.id, killed, patience=_NO_PATIENCE)
+                self._recovery.republish()
 
     def _sweep(self) -> None:
         if not self._heartbeat.elected:

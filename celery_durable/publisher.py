@@ -8,6 +8,7 @@ wouldn't, and a database that is down would publish a message without a row.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from kombu.common import maybe_declare
 from .broker import SHORT_TRY
 from .broker import producer as broker_producer
 from .client import CALLER_PATIENCE
-from .envelope import Envelope
+from .config import LONGEST
+from .envelope import Envelope, is_id
 from .exceptions import DatabaseUnavailable, WorkflowConflict
 from .installation import Installation
 from .serialization import printable
@@ -188,9 +190,13 @@ def birth_of(installation: Installation, envelope: Envelope, workflow_id: str, s
         republish_after=installation.config.republish_after,
         delay=start.delay,
         timeout=start.timeout,
-        parent_id=headers.get("parent_id"),
-        root_id=headers.get("root_id"),
+        parent_id=_id_or_none(headers.get("parent_id")),
+        root_id=_id_or_none(headers.get("root_id")),
     )
+
+
+def _id_or_none(value: Any) -> str | None:
+    return value if is_id(value) else None
 
 
 def seconds_until(app: Celery, countdown: Any, eta: Any) -> float | None:
@@ -198,12 +204,14 @@ def seconds_until(app: Celery, countdown: Any, eta: Any) -> float | None:
 
     The database waits for it, not the broker: no visibility timeout, and no worker that holds the message.
     """
-    if countdown is not None:
-        return max(float(countdown), 0.0) or None
-    if eta is None:
+    if countdown is None and eta is None:
         return None
-    due = maybe_make_aware(maybe_iso8601(eta), app.timezone)
-    return max((due - app.now()).total_seconds(), 0.0) or None
+    if countdown is None:
+        due = maybe_make_aware(maybe_iso8601(eta), app.timezone)
+        countdown = (due - app.now()).total_seconds()
+    if not math.isfinite(countdown) or countdown > LONGEST:
+        raise ValueError(f"A workflow can't start in {countdown!r} s: the longest delay is {LONGEST:g} s (100 years).")
+    return max(float(countdown), 0.0) or None
 
 
 class _Unconnected:

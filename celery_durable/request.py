@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import wraps
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from .installation import registered
 from .serialization import printable
 
 NODE_PROPERTY = "durable_node"
+#: What a message says of its queue isn't trusted: a heartbeat stays small.
+MOST_QUEUES = 1000
 
 
 class NodeLike(Protocol):
@@ -142,12 +144,11 @@ class DurableRequest(Request):
 
 def _published(header: dict[str, Any]) -> str | None:
     """Return when a message was published; what isn't a time is left out, as the database would refuse it."""
-    published = header.get("published")
     try:
-        datetime.fromisoformat(str(published))
-    except ValueError:
+        published = datetime.fromisoformat(str(header.get("published"))).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
         return None
-    return str(published)
+    return published.isoformat(timespec="microseconds")
 
 
 def _starting(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,7 +215,8 @@ class Registry:
     def accepted(self, queue: str, published: str) -> None:
         """Note the newest message that was taken from a queue."""
         with self._lock:
-            if published > self._accepted.get(queue, ""):
+            known = queue in self._accepted or len(self._accepted) < MOST_QUEUES
+            if known and published > self._accepted.get(queue, ""):
                 self._accepted[queue] = published
 
     def snapshot(self) -> tuple[set[str], dict[str, str]]:

@@ -240,6 +240,11 @@ class Step(_Task[P, R], metaclass=_DurableType):
             raise (exc if exc is not None else self.MaxRetriesExceededError(f"The step {self.name} asked for a retry."))
         return super().retry(*args, exc=exc, **kwargs)
 
+    def push_request(self, *args: Any, **kwargs: Any) -> None:
+        """Let the body see the inline request, which older Celery hides behind an empty one."""
+        inline = vars(self.request) if self.request.get("durable_inline") else {}
+        super().push_request(*args, **{**inline, **kwargs})
+
     def _call_inline(self, attempt: Attempt, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the body with a request of its own, so that a bound step sees itself and not its workflow."""
         step = current_step()

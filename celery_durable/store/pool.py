@@ -23,12 +23,14 @@ from .shield import deferred_signals
 
 logger = logging.getLogger("celery_durable.store")
 
-#: What goes by when the database is back, has room again, or a deadlock's other side is done.
+#: May go by when the database is back, has room again, or a deadlock's other side is done; ``_passes`` decides.
 TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
+#: Connection, rollback, resources, object in use, operator.
+_PASSING = frozenset({"08", "40", "53", "55", "57"})
 SETTING = "durable_database_url"
 _PORTS = re.compile(r"[\d,]*")
-#: Seconds; a caller of delay() waits for it.
-_LONGEST_CONNECT = 5
+#: Seconds; a caller of delay() may wait for two of them.
+_LONGEST_CONNECT = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -76,6 +78,8 @@ class Database:
             try:
                 return self._once(query, params)
             except TRANSIENT as error:
+                if not _passes(error):
+                    raise
                 if time.monotonic() + pause > give_up_at:
                     raise unavailable(self._where, error) from error
                 logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, query.name, _brief(error))
@@ -220,6 +224,11 @@ def _address(facts: Mapping[str, Any]) -> str:
     host = facts.get("host") or facts.get("hostaddr") or "the local socket"
     port = f":{facts['port']}" if facts.get("port") else ""
     return f"{host}{port}/{facts.get('dbname') or ''}"
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Tell by its SQLSTATE whether an error may go by; a connection that breaks has none."""
+    return error.sqlstate is None or error.sqlstate[:2] in _PASSING or isinstance(error, errors.ReadOnlySqlTransaction)
 
 
 def unavailable(place: str, error: Exception) -> DatabaseUnavailable:

@@ -229,7 +229,7 @@ SELECT id FROM ended
 -- Take the messages that are to be sent: those never sent, those that a later one of their queue has overtaken,
 -- and of a queue in which nothing moves one probe. Their next time lies twice as far away.
 WITH taken AS MATERIALIZED (
-    SELECT a.key AS queue, max(a.value::timestamptz) AS at
+    SELECT a.key AS queue, max(a.value::timestamptz) FILTER (WHERE a.value::timestamptz <= clock_timestamp()) AS at
     FROM {schema}.node n, jsonb_each_text(n.accepted) a GROUP BY a.key
 ), probes AS MATERIALIZED (
     SELECT DISTINCT ON (o.queue) o.id FROM {schema}.workflow o

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import celery
 import psutil
 import pytest
 from celery import Celery, chain, chord, group
@@ -21,6 +22,7 @@ from celery_durable.testing.servers import EmbeddedBroker
 from tests.fixtures.brokers import Broker
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.ledger import Ledger
+from tests.fixtures.proxy import PostgresProxy
 from tests.fixtures.site import Site, opened, shop_env
 from tests.fixtures.workers import Workers
 
@@ -222,6 +224,26 @@ def test_a_dead_worker_has_its_outcomes_delivered(site: Site) -> None:
     site.owner(*workers).kill()
     site.gates.open(f"delivery-of-{workflow_id}")
     assert_once(site, "a")
+
+
+@pytest.mark.crash
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="older ones don't publish what follows a task again")
+def test_a_database_that_is_away_when_the_next_workflow_starts(site: Site) -> None:
+    """Celery's tracer tries again to start the next workflow of a chain, row first."""
+    with PostgresProxy(site.workers.env["DATABASE_URL"]) as proxy:
+        site.gates.close("delivery-of-first")
+        worker = site.workers.start(env={"DATABASE_URL": proxy.url})
+        first, second = site.shop.quick.si(1).set(task_id="first"), site.shop.order.si("a").set(task_id="second")
+        chain(first, second, app=site.shop.app).apply_async()
+        site.reaches("finished", "first")
+        proxy.refuse()
+        proxy.disconnect()
+        site.gates.open("delivery-of-first")
+        wait_until(lambda: "Retrying refused callback publish" in worker.log, message="the start is tried again")
+        proxy.accept()
+        wait_until(lambda: site.sql.all("SELECT 1 FROM celery_durable.workflow WHERE id = 'second'"))
+        assert site.finished("second").result == [0, 10, 20]
+        assert site.work_of("a") == [1, 1, 1]
 
 
 # Times
