@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from celery import Celery
 
-from . import broker
-from .envelope import send_all
+from .envelope import send_stored
 from .installation import Installation
-from .store.rows import StoredMessage
 
 TASK = "celery_durable.recover"
 #: Seconds that a sweep waits for a database that is away; the next one is due soon.
@@ -26,12 +25,7 @@ def add_recovery(app: Celery, installation: Installation) -> None:
     @app.task(name=TASK, shared=False, ignore_result=True, bind=True)
     def recover(self: Any) -> dict[str, int]:
         """Run all duties of the recovery once; return what each has found."""
-
-        def send(messages: list[StoredMessage]) -> list[str]:
-            with broker.producer(app) as producer:
-                return send_all(app, producer, messages)
-
-        return installation.recovery(send, patience=_PATIENCE).sweep()
+        return installation.recovery(partial(send_stored, app), patience=_PATIENCE).sweep()
 
     def schedule(sender: Celery, **kwargs: Any) -> None:
         config = installation.read_config()

@@ -48,7 +48,9 @@ def _pool(app: Celery) -> Any:
     """Return this process's pool; Celery, too, makes a new one after a fork."""
     process, pool = _pools.get(app, (None, None))
     if process != os.getpid():
-        pool = pools.producers[connection_for_write(app)]
+        # Not kombu's own group of pools: after a plain fork that hands out the parent's sockets.
+        limit = app.conf.broker_pool_limit
+        pool = pools.ProducerPool(connection_for_write(app).Pool(limit=limit), limit=limit)
         _pools[app] = os.getpid(), pool
     return pool
 

@@ -93,7 +93,7 @@ def check_names(names: Iterable[str]) -> None:
     """Raise ConfigurationError for a name that isn't a setting, with the nearest one."""
     for name in names:
         if name not in _FIELDS:
-            nearest = difflib.get_close_matches(name, _FIELDS, n=1)
+            nearest = difflib.get_close_matches(name.lower(), _FIELDS, n=1)
             hint = f" Did you mean durable_{nearest[0]}?" if nearest else ""
             raise ConfigurationError(f"There is no setting durable_{name}.{hint}")
 

@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 from uuid import UUID
 
@@ -14,17 +15,18 @@ from celery import Task
 from celery import states as celery_states
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
-from . import broker, states
+from . import states
 from .engine import runner
-from .engine.context import WHILE_ALIVE, Attempt
+from .engine.context import WHILE_ALIVE, Attempt, boot_time
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
 from .engine.runner import failed
-from .envelope import HEADER, Envelope, check_id, send_all
-from .exceptions import ConfigurationError, DurableError
+from .envelope import HEADER, Envelope, check_id, send_stored
+from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError
 from .installation import Installation
-from .publisher import Start, birth_of
+from .publisher import Start, birth_of, retries_of
 from .request import NODE_PROPERTY
 from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 
@@ -43,14 +45,19 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     Raises Ignore for a message that has nothing to say, a message-less Retry for a workflow that goes on later.
     """
     message = _Message(installation, task, max_crashes)
-    found = message.claim()
+    found = message.take()
     if isinstance(found, StoredOutcome):
         return message.deliver_stored(found)
-    attempt = Attempt.of(installation.engine, task.name, found)
+    attempt = Attempt.of(installation.engine, task.name, found, message.claimed_at)
     installation.observers.tell("claimed", attempt.id, attempt.fence.attempt)
     message.store_started()
     outcome = runner.call_body(attempt, _without_exit(body), lambda error: _translated(attempt, error))
-    return message.tell_celery(message.settle(attempt, outcome))
+    try:
+        settled = message.settle(attempt, outcome)
+    except SoftTimeLimitExceeded:
+        # The function has ended, and its limit with it; what was settled already is found so.
+        settled = message.settle(attempt, outcome)
+    return message.tell_celery(settled)
 
 
 class _Message:
@@ -64,59 +71,102 @@ class _Message:
         self.max_crashes = max_crashes
         self.node = _node_of(self.request)
         self.workflows = installation.store.workflows
+        self.retries = retries_of(self.request.retries)
+        self.is_foreign = getattr(self.request, HEADER, None) is None
+        #: The boot time before the claim was sent.
+        self.claimed_at = 0.0
 
-    def claim(self) -> Claim | StoredOutcome:
+    def take(self) -> Claim | StoredOutcome:
         """Take the workflow, or an outcome that is still to be delivered; raise Ignore if there is neither."""
         self.installation.observers.tell("claiming", self.id)
-        fence = Fence(self.id, 0, uuid.uuid4(), self.node)
+        try:
+            fence = Fence(self.id, 0, uuid.uuid4(), self.node)
+            return self.claim(fence) if self.may_claim(fence) else self.outcome_or_ignore(self.look(fence))
+        except Ignore:
+            raise
+        except Exception as error:
+            # Not a failure of the workflow: it is enqueued still, and recovery sends another message.
+            logger.exception("The workflow %s couldn't be claimed.", self.id)
+            raise Ignore("the claim failed") from error
+
+    def may_claim(self, fence: Fence) -> bool:
+        """Our own message may; one of a producer that doesn't have us only if it starts the workflow by arriving."""
+        if self.has_expired and self.end_expired(fence):
+            return False
+        return not self.is_foreign or self.bear()
+
+    def claim(self, fence: Fence) -> Claim | StoredOutcome:
         give_up_at = time.monotonic() + self.installation.config.lease
         while True:
-            claim = self.workflows.claim(self.id, self.task.name, fence.token, self.node, patience=WHILE_ALIVE)
+            self.claimed_at = boot_time()
+            claim = self.workflows.claim(
+                self.id, self.task.name, fence.token, self.node, retries=self.retries, patience=WHILE_ALIVE
+            )
             if claim is not None:
                 return claim
-            look = self.workflows.look(fence, patience=WHILE_ALIVE)
-            if look is None:
-                self.bear()
-            elif look.undelivered and look.name == self.task.name:
-                return self.adopt()
-            elif not self.may_come(look) or time.monotonic() > give_up_at:
-                self.refuse(look)
-            elif not look.registered:
-                time.sleep(_PAUSE)  # the node's first heartbeat is on its way
+            look = self.look(fence)
+            if not self.may_come(look) or time.monotonic() > give_up_at:
+                return self.outcome_or_ignore(look)
+            time.sleep(_PAUSE)
 
-    def may_come(self, look: Look) -> bool:
-        """Tell whether a claim that was refused may succeed: another attempt ended between it and the look."""
-        return look.state == states.ENQUEUED and look.name == self.task.name and not (look.late or look.draining)
-
-    def bear(self) -> None:
-        """Only a message of a producer that doesn't have us starts a workflow by arriving."""
-        if getattr(self.request, HEADER, None) is not None:
+    def look(self, fence: Fence) -> Look:
+        look = self.workflows.look(fence, patience=WHILE_ALIVE)
+        if look is None:
             logger.warning(
                 "A message of the workflow %s came, but there is no such row: it was rolled back or pruned, or its "
                 "transaction is still open. Nothing is lost: whoever commits it sends another message.", self.id,
             )  # fmt: skip
             raise Ignore("no such workflow")
+        return look
+
+    def may_come(self, look: Look) -> bool:
+        """Tell whether a claim that was refused may succeed: a heartbeat, or another attempt's end, is near."""
+        mine = look.name == self.task.name and look.retries == self.retries
+        return mine and look.state == states.ENQUEUED and not (look.late or look.draining)
+
+    def outcome_or_ignore(self, look: Look) -> StoredOutcome:
+        """Take over the delivery of an outcome; else this message has nothing to say: doubled, late, or misplaced."""
+        if look.name != self.task.name:
+            logger.error(
+                "The id %s belongs to a workflow of the task %s: the message of %s is dropped.",
+                self.id, look.name, self.task.name,
+            )  # fmt: skip
+        elif look.undelivered:
+            return self.adopt()
+        elif look.state == states.ENQUEUED and (look.draining or not look.beating):
+            self.workflows.unsent([self.id], patience=WHILE_ALIVE)
+        raise Ignore(f"the workflow is {look.state}")
+
+    @property
+    def has_expired(self) -> bool:
+        """Celery's ``expires``, by this worker's clock, as Celery has it."""
+        expires = maybe_iso8601(self.request.expires)
+        return expires is not None and datetime.now(timezone.utc) > maybe_make_aware(expires, timezone.utc)
+
+    def end_expired(self, fence: Fence) -> bool:
+        """End a workflow that hasn't begun; False if it has, for then ``expires`` doesn't count any more."""
+        error = WorkflowCancelledError("The workflow wasn't started before its `expires`.")
+        verdict = self.installation.codec.encode_error(error)
+        if self.workflows.expired([self.id], verdict=verdict, patience=WHILE_ALIVE):
+            return True
+        if self.is_foreign and self.workflows.look(fence, patience=WHILE_ALIVE) is None:
+            self.store_revoked()
+            raise Ignore("the message has expired")
+        return False
+
+    def bear(self) -> bool:
+        """Write the row that its producer couldn't; False if the id is taken."""
         serializer = self.task.serializer or self.task.app.conf.task_serializer
         envelope = Envelope.of_request(self.request, serializer, self.task.name)
         start = Start(self.max_crashes, bool(self.request.ignore_result))
-        self.workflows.publish(birth_of(self.installation, envelope, self.id, start), patience=WHILE_ALIVE)
+        born, _ = self.workflows.publish(birth_of(self.installation, envelope, self.id, start), patience=WHILE_ALIVE)
+        return born
 
     def adopt(self) -> StoredOutcome:
         stored = self.workflows.adopt(self.id, self.task.name, self.node, patience=WHILE_ALIVE)
         if stored is None:
             raise Ignore("another process delivers the outcome")
         return stored
-
-    def refuse(self, look: Look) -> None:
-        """This message has nothing to say here: doubled, late, or for a worker that stays."""
-        if look.name != self.task.name:
-            logger.error(
-                "The id %s belongs to a workflow of the task %s: the message of %s is dropped.",
-                self.id, look.name, self.task.name,
-            )  # fmt: skip
-        elif look.draining and look.state == states.ENQUEUED:
-            self.workflows.unsent([self.id], patience=WHILE_ALIVE)
-        raise Ignore(f"the workflow is {look.state}")
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> Outcome:
         """Commit how the attempt ends. RETRY goes to the result backend first: a resume may be very fast."""
@@ -179,8 +229,7 @@ class _Message:
         return not ignored and not isinstance(self.task.backend, DisabledBackend)
 
     def send(self, message: StoredMessage) -> None:
-        with broker.producer(self.task.app) as producer:
-            refused = send_all(self.task.app, producer, [message])
+        refused = send_stored(self.task.app, [message])
         if refused:
             self.workflows.unsent(refused, patience=WHILE_ALIVE)
 

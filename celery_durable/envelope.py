@@ -18,6 +18,7 @@ from kombu.serialization import dumps
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
 
+from . import broker
 from .broker import PATIENCE, SHORT_TRY
 from .exceptions import SerializationError
 from .serialization import printable
@@ -206,6 +207,16 @@ _REQUEST_HEADERS = (
     "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr",
     "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps",
 )  # fmt: skip
+
+
+def send_stored(app: Celery, messages: list[StoredMessage]) -> list[str]:
+    """Send stored messages by the process's pool; return the ids of those that the broker didn't take."""
+    try:
+        with broker.producer(app) as producer:
+            return send_all(app, producer, messages)
+    except Exception as error:  # noqa: BLE001 - every transport has its own errors; the rows are kept
+        logger.warning("The broker can't be reached (%r); recovery tries again.", error)
+        return [message.workflow_id for message in messages]
 
 
 def send_all(app: Celery, producer: Any, messages: list[StoredMessage]) -> list[str]:

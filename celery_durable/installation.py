@@ -155,10 +155,11 @@ def _label(app: Celery) -> str:
 
 def _durable_names(app: Celery) -> list[str]:
     """Return the names of all durable_* settings that the app was given, known or not."""
-    prefix = f"{namespace.lower()}_" if (namespace := getattr(app, "namespace", None)) else ""
+    namespace = getattr(app, "namespace", None)
     names = set()
-    for key in app.conf:
-        match = _KEY.fullmatch(str(key).lower().removeprefix(prefix))
+    for key in map(str, app.conf):
+        # Without a namespace Celery finds only the lower-case name: in capitals it would be ignored in silence.
+        match = _KEY.fullmatch(key.lower().removeprefix(f"{namespace.lower()}_") if namespace else key)
         if match:
             names.add(match[1])
     return sorted(names)

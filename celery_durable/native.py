@@ -44,6 +44,8 @@ class Bell:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        # Eventlet's own os.read doesn't say that the pipe is empty: it waits for the next ring.
+        self._read, self._write = original("os", "read"), original("os", "write")
         self._poll = original("select", "poll")()
         self._poll.register(self._reader)
         self._processes: dict[int, int] = {}  # pidfd -> pid
@@ -51,7 +53,7 @@ class Bell:
     def ring(self) -> None:
         """End the current or the next wait."""
         with suppress(BlockingIOError):  # the pipe is full of rings that nobody has answered yet
-            os.write(self._writer, b"!")
+            self._write(self._writer, b"!")
 
     def wait(self, seconds: float) -> list[int]:
         """Wait until a ring, a death or so many seconds; return the processes that have died."""
@@ -83,7 +85,7 @@ class Bell:
 
     def _answer(self) -> None:
         try:
-            while os.read(self._reader, 512):
+            while self._read(self._reader, 512):
                 pass
         except BlockingIOError:
             return
@@ -151,13 +153,20 @@ class Loop:
             return False
         return True
 
+    def _take_turn(self) -> None:
+        try:
+            due = self.turn()
+            died = self.bell.wait(due - time.monotonic())
+            if died:
+                self.died(died)
+        except Exception:
+            logger.exception("A turn of the %s thread failed; the next one comes soon.", self._name)
+            original("time", "sleep")(self.RETRY)
+
     def _run(self) -> None:
         try:
             while not self._stopping:
-                due = self.turn()
-                died = self.bell.wait(due - time.monotonic())
-                if died:
-                    self.died(died)
+                self._take_turn()
             self.leave()
             self.bell.close()
         except BaseException:

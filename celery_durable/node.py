@@ -7,16 +7,17 @@ once when the database is away, and is made again at the next turn: nothing that
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .broker import connection_for_write
 from .envelope import is_id, send_all
-from .exceptions import WorkflowCancelledError
 from .heartbeat import Heartbeat
 from .installation import Installation
 from .native import Loop, logger, original
@@ -48,15 +49,17 @@ class Node(Loop):
             NodeFacts(self.id, hostname, os.getpid(), config.lease),
             self._registry,
             config.heartbeat_interval,
-            when_elected=lambda: self.wake_in(0.0),
+            when_elected=self._begin_to_sweep,
         )
         self._store = installation.store_of_one_thread()
         self._recovery = installation.recovery(self._send, store=self._store, patience=_NO_PATIENCE)
-        self._expired, self._lost, self._killed = _Box(lock()), _Box(lock()), _Box(lock())
+        self._lost, self._killed = _Box(lock()), _Box(lock())
+        self._cancelled: deque[Any] = deque()
         self._pool_pids: Callable[[], set[int]] = set
         self._notice_deaths: Callable[[], None] = lambda: None
         self._connection: Any = None
         self._sweep_due = time.monotonic()
+        self._timer_due = math.inf
 
     # What requests tell; called in the worker's main thread, or in threads of its pool.
 
@@ -79,20 +82,13 @@ class Node(Loop):
             self.bell.ring()
 
     def hand_over(self, request: Any) -> None:
-        """A cold shutdown has killed a request."""
-        if self._registry.remove(request, delivered=False):
-            self._killed.add(request.id, request.worker_pid)
-            self.bell.ring()
-
-    def expired(self, workflow_id: str) -> None:
-        """Celery has discarded a workflow that wasn't started in time."""
-        if is_id(workflow_id):
-            self._expired.add(workflow_id)
-            self.bell.ring()
+        """A cold shutdown has killed a request. Takes no lock: Celery calls this in a signal handler."""
+        self._cancelled.append(request)
+        self.bell.ring()
 
     def wake_in(self, seconds: float) -> None:
         """A workflow of this worker waits for so long."""
-        self._sweep_by(seconds)
+        self._timer_due = min(self._timer_due, time.monotonic() + seconds)
         self.bell.ring()
 
     # What the worker tells.
@@ -123,10 +119,14 @@ class Node(Loop):
         began = time.monotonic()
         self.bell.watch(self._pool_pids())
         said = self._flush()
+        if began >= self._timer_due:
+            self._timer_due = math.inf
+            self.attempt(self._wake)
         if began >= self._sweep_due:
             self._sweep_due = began + self._config.recovery_interval
             self.attempt(self._sweep)
-        return min(self._sweep_due, began + (self._config.heartbeat_interval if said else self.RETRY))
+        next_flush = began + (self._config.heartbeat_interval if said else self.RETRY)
+        return min(self._sweep_due, self._timer_due, next_flush)
 
     def died(self, pids: list[int]) -> None:
         """Celery may need seconds to notice: tell its pool, and give back what the process had."""
@@ -143,7 +143,7 @@ class Node(Loop):
 
     def _flush(self) -> bool:
         """Say what waits to be said; True if all of it could be."""
-        return all([self.attempt(duty) for duty in (self._confirm, self._discard, self._rescue, self._hand_over)])
+        return all([self.attempt(duty) for duty in (self._confirm, self._rescue, self._hand_over)])
 
     def _confirm(self) -> None:
         delivered = self._registry.delivered()
@@ -151,13 +151,6 @@ class Node(Loop):
             self._store.workflows.confirm(self.id, delivered, patience=_NO_PATIENCE)
             self._registry.confirmed(delivered)
             self._installation.observers.tell("confirmed", sorted(delivered))
-
-    def _discard(self) -> None:
-        with self._expired.taken() as expired:
-            if expired:
-                error = WorkflowCancelledError("The workflow wasn't started before its `expires`.")
-                verdict = self._installation.codec.encode_error(error)
-                self._store.workflows.expired(expired, verdict=verdict, patience=_NO_PATIENCE)
 
     def _rescue(self) -> None:
         with self._lost.taken() as lost:
@@ -169,11 +162,24 @@ class Node(Loop):
                 self._recovery.republish()
 
     def _hand_over(self) -> None:
+        while self._cancelled:
+            request = self._cancelled.popleft()
+            self._registry.remove(request, delivered=False)
+            if is_id(request.id):
+                self._killed.add(request.id, request.worker_pid)
         with self._killed.taken() as killed:
             if killed:
                 _wait_for_exit(killed.values())
                 self._store.workflows.hand_over(self.id, killed, patience=_NO_PATIENCE)
                 self._recovery.republish()
+
+    def _wake(self) -> None:
+        self._recovery.wake()
+        self._recovery.republish()
+
+    def _begin_to_sweep(self) -> None:
+        self._sweep_due = 0.0
+        self.bell.ring()
 
     def _sweep(self) -> None:
         if not self._heartbeat.elected:
@@ -182,12 +188,9 @@ class Node(Loop):
         self._store.nodes.forget(patience=_NO_PATIENCE)
         due = self._recovery.next_due()
         if self._recovery.is_behind(found):
-            self._sweep_by(0.0)
+            self._sweep_due = 0.0
         elif due is not None and due > 0:
-            self._sweep_by(due)
-
-    def _sweep_by(self, seconds: float) -> None:
-        self._sweep_due = min(self._sweep_due, time.monotonic() + max(seconds, 0.0))
+            self._sweep_due = min(self._sweep_due, time.monotonic() + due)
 
     def _send(self, messages: list[StoredMessage]) -> list[str]:
         """Send through a connection of this thread; a green pool's can't be used here."""
@@ -216,7 +219,7 @@ class _Box:
         self._lock = lock
         self._pids: _Pids = {}
 
-    def add(self, workflow_id: str, pid: int | None = None) -> None:
+    def add(self, workflow_id: str, pid: int | None) -> None:
         with self._lock:
             self._pids[workflow_id] = pid
 

@@ -76,6 +76,13 @@ def retry_any_error(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def check_count(value: Any, what: str) -> int | None:
+    """Return a whole number from 0, or None; raise ConfigurationError for anything else."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ConfigurationError(f"{what} must be a whole number from 0, or None, not {value!r}.")
+    return value
+
+
 def warn_if_never_retried(name: str, options: Mapping[str, Any]) -> None:
     """Retry options that nothing can trigger are a mistake: Celery itself ignores them in silence."""
     if not options.keys() & {"autoretry_for", "retry_if"} and options.keys() & set(_RETRY_OPTIONS):
@@ -118,12 +125,7 @@ def _retry_policy(options: Mapping[str, Any], *, celery_arithmetic: bool) -> Ret
 
 
 def _max_retries(options: Mapping[str, Any], default: int) -> int | None:
-    value = options.get("max_retries", default)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigurationError(f"max_retries must be a whole number from 0, or None for ever, not {value!r}.")
-    return value
+    return check_count(options.get("max_retries", default), "max_retries")
 
 
 def _backoff(value: Any) -> float | None:

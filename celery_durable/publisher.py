@@ -190,9 +190,15 @@ def birth_of(installation: Installation, envelope: Envelope, workflow_id: str, s
         republish_after=installation.config.republish_after,
         delay=start.delay,
         timeout=start.timeout,
+        retries=retries_of(headers.get("retries")),
         parent_id=_id_or_none(headers.get("parent_id")),
         root_id=_id_or_none(headers.get("root_id")),
     )
+
+
+def retries_of(value: Any) -> int:
+    """Return Celery's number of retries from a header; what isn't one counts as none."""
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
 
 
 def _id_or_none(value: Any) -> str | None:

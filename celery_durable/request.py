@@ -25,6 +25,8 @@ from .serialization import printable
 NODE_PROPERTY = "durable_node"
 #: What a message says of its queue isn't trusted: a heartbeat stays small.
 MOST_QUEUES = 1000
+#: How Celery tells that a process has ended, or has been ended, in the middle of a task.
+_KILLED = (WorkerLostError, Terminated, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
 
 
 class NodeLike(Protocol):
@@ -37,7 +39,6 @@ class NodeLike(Protocol):
     def accepted(self, queue: str, published: str) -> None: ...
     def lost(self, request: Any) -> None: ...
     def hand_over(self, request: Any) -> None: ...
-    def expired(self, workflow_id: str) -> None: ...
     def wake_in(self, seconds: float) -> None: ...
 
 
@@ -71,15 +72,10 @@ class DurableRequest(Request):
         return header if isinstance(header, dict) else {}
 
     def revoked(self) -> bool:
-        """Only ``expires`` counts: a resumed workflow has an id that Celery may remember as revoked."""
-        if self._already_revoked:
-            return True
-        if not self._has_expired():
-            return False
-        self._announce_revoked("expired", False, None, True)
-        if self.node is not None:
-            self.node.expired(self.id)
-        return True
+        """Only what this request itself was told counts: a resumed workflow has an id that Celery may remember
+        as revoked, and whether ``expires`` still matters is seen at the claim.
+        """
+        return bool(self._already_revoked)
 
     def on_accepted(self, pid: Any, time_accepted: Any) -> None:
         """A pool process has taken the message."""
@@ -98,7 +94,9 @@ class DurableRequest(Request):
         try:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         finally:
-            self._ended(delivered=not isinstance(error, Retry | Ignore | Reject))
+            # Only a failure that the process itself has reported, and Celery could store, has been delivered.
+            reported = return_ok and not getattr(exc_info, "internal", False) and not isinstance(error, _KILLED)
+            self._ended(delivered=reported and not isinstance(error, Retry | Ignore | Reject))
             if isinstance(error, Retry) and isinstance(error.when, int | float) and self.node is not None:
                 self.node.wake_in(float(error.when))
 
@@ -120,8 +118,7 @@ class DurableRequest(Request):
     def _is_lost(self, error: BaseException) -> bool:
         if self._already_cancelled or self._already_revoked:
             return False
-        lost = WorkerLostError | Terminated | TimeLimitExceeded | SystemExit | KeyboardInterrupt
-        return isinstance(error, lost)
+        return isinstance(error, _KILLED)
 
     def _give_back(self, reason: BaseException) -> None:
         task_ready(self)
@@ -130,12 +127,6 @@ class DurableRequest(Request):
         self.send_event("task-retried", exception=repr(reason), traceback="")
         if self.node is not None:
             self.node.lost(self)
-
-    def _has_expired(self) -> bool:
-        if not self.expires:
-            return False
-        now = self.expires.now(self.expires.tzinfo)
-        return bool(now > self.expires)
 
     def _ended(self, *, delivered: bool) -> None:
         if self.node is not None:
@@ -205,11 +196,11 @@ class Registry:
         False: it had left before, for Celery may tell of one death twice.
         """
         with self._lock:
+            if delivered and is_id(request.id):
+                self._delivered.add(request.id)
             if request not in self._requests:
                 return False
             self._requests.discard(request)
-            if delivered:
-                self._delivered.add(request.id)
             return True
 
     def accepted(self, queue: str, published: str) -> None:

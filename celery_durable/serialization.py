@@ -99,7 +99,10 @@ class Codec:
 
         Of one that ``max_payload`` forbids the attributes are left out, then the arguments and most of the text.
         """
-        facts = _described(error)
+        try:
+            facts = _described(error)
+        except Exception as broken:  # noqa: BLE001 - an error may be broken in any way, and must still be told
+            facts = _described(StepError(_summary(broken), f"{type(error).__module__}.{type(error).__qualname__}"))
         if not self._fits(facts):
             facts["attributes"] = {}
         if not self._fits(facts):

@@ -14,13 +14,13 @@ from celery.utils import uuid as new_id
 from .client import Result, WorkflowHandle
 from .config import seconds
 from .delivery import deliver
-from .engine.context import Attempt, bodies_here, current_attempt, current_step
+from .engine.context import Attempt, current_attempt, current_step, only_bodies_here
 from .engine.step import StepSpec, call_step
 from .envelope import check_id
 from .exceptions import ConfigurationError, NotAllowedInStep, NotInWorkflow
 from .installation import installed_on
-from .options import check_bypass, given, retry_any_error, step_spec, warn_if_never_retried
-from .publisher import Captured, RowFirst, Start, seconds_until
+from .options import check_bypass, check_count, given, retry_any_error, step_spec, warn_if_never_retried
+from .publisher import Captured, RowFirst, Start, retries_of, seconds_until
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,6 +90,7 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
     @classmethod
     def _declare(cls) -> None:
         check_bypass(cls, Workflow)
+        check_count(cls.max_recovery_attempts, "max_recovery_attempts")
         if cls.workflow_timeout is not None:
             seconds(cls.workflow_timeout, "workflow_timeout")
 
@@ -194,6 +195,7 @@ class _Publication:
         """Leave the message of a retry to the attempt, which commits it when it ends."""
         if self.attempt is not None and self._is_retry and self.producer.envelope is not None:
             self.attempt.successor = self.producer.envelope.stored(self.id, self.attempt.fence.attempt)
+            self.attempt.successor_retries = retries_of(self.producer.envelope.headers.get("retries"))
             self.attempt.successor_delay = self.delay or 0.0
 
 
@@ -313,7 +315,7 @@ def caller_of(name: str) -> Attempt | None:
     if current_step() is not None:
         return None
     attempt = current_attempt()
-    if attempt is None and bodies_here() and _state.get_current_task() is None:
+    if attempt is None and only_bodies_here() and _state.get_current_task() is None:
         raise NotInWorkflow(
             f"The step {name} was called in a thread that the workflow made itself, where it can't be kept: call "
             "steps in the workflow's own thread, and make threads inside a step."

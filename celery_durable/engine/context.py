@@ -76,14 +76,17 @@ class Attempt:
     nondeterminism: NondeterminismError | None = None
     #: The message of Celery's own retry of this workflow, and the seconds until it runs.
     successor: StoredMessage | None = None
+    successor_retries: int = 0
     successor_delay: float = 0.0
-    last_look: float = field(default_factory=lambda: boot_time())
+    #: When the statement was sent that last found the run well.
+    last_look: float = 0.0
     thread: int = field(default_factory=threading.get_ident)
 
     @classmethod
-    def of(cls, engine: Engine, name: str, claim: Claim) -> Attempt:
-        """Begin an attempt with what the claim returned."""
+    def of(cls, engine: Engine, name: str, claim: Claim, claimed_at: float) -> Attempt:
+        """Begin an attempt with what the claim returned; ``claimed_at`` is the boot time before it was sent."""
         attempt = cls(engine, name, claim.fence, claim.history, claim.signal, after_crash=claim.crashes > 0)
+        attempt.confirm(claimed_at)
         attempt.seq = max((step.seq for step in claim.history.values()), default=0)
         return attempt
 
@@ -187,9 +190,9 @@ def current_step() -> RunningStep | None:
     return _step.get()
 
 
-def bodies_here() -> int:
-    """Return how many workflow functions of this process run right now, outside their steps."""
-    return _here.attempts - _here.steps
+def only_bodies_here() -> bool:
+    """Tell whether workflow functions run in this process, and all of them outside their steps."""
+    return _here.attempts > 0 and _here.steps == 0
 
 
 @contextmanager

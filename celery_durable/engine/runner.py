@@ -92,7 +92,9 @@ def hand_over(attempt: Attempt, send: Callable[[StoredMessage], None]) -> Outcom
 def run_again(attempt: Attempt, outcome: Retried, message: StoredMessage | None) -> Outcome:
     """Commit Celery's own retry of the whole workflow."""
     assert message is not None, "a retry without its message isn't one"
-    done = attempt.engine.store.workflows.again(attempt.fence, message, outcome.seconds, patience=WHILE_ALIVE)
+    done = attempt.engine.store.workflows.again(
+        attempt.fence, message, attempt.successor_retries, outcome.seconds, patience=WHILE_ALIVE
+    )
     return outcome if done else _lost(attempt)
 
 

@@ -138,8 +138,8 @@ class _Call:
     def try_once(self, body: Body) -> Any:
         """Run the body once, within its limit."""
         self.attempt.check_caller()
-        self.attempt.look_if_stale()
         self.write_ahead_after_crash()
+        self.attempt.look_if_stale()
         self.step.attempt = self.failed_tries + 1
         self.attempt.engine.observers.tell("step_starting", self.attempt.id, self.key)
         self.began = time.monotonic()

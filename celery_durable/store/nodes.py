@@ -54,10 +54,6 @@ class Nodes:
         (row,) = self._database.run(self._sql["beat"], params, patience=patience)
         return Beat(*row)
 
-    def drain(self, node_id: UUID, *, patience: float) -> None:
-        """Let all runs of a node be handed over at their next statement."""
-        self._database.run(self._sql["drain"], {"id": node_id}, patience=patience)
-
     def leave(self, node_id: UUID, *, patience: float) -> None:
         """Remove a node that stops."""
         self._database.run(self._sql["leave"], {"id": node_id}, patience=patience)

@@ -17,10 +17,6 @@ RETURNING seen, draining,
                    WHERE NOT n.draining AND n.seen > clock_timestamp() - n.lease
                    ORDER BY n.started_at, n.id LIMIT 1), true) AS elected
 
--- name: drain
--- The worker shuts down: the next statement of each of its runs sees this and hands over.
-UPDATE {schema}.node SET draining = true WHERE id = %(id)s
-
 -- name: leave
 -- Remove a node that stops, unless something still runs under its name: then it is found to be silent.
 DELETE FROM {schema}.node WHERE id = %(id)s

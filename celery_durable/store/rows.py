@@ -64,8 +64,10 @@ class Look:
     name: str
     state: str
     signal: int
+    retries: int
     mine: bool
-    registered: bool
+    #: The node's heartbeat is younger than its lease.
+    beating: bool
     draining: bool
     late: bool
     undelivered: bool

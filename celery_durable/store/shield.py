@@ -14,33 +14,38 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_DEFERRED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+#: In the order in which they are replaced, the likeliest to raise first; they are answered in the reverse order,
+#: so that the end of the process isn't lost behind a time limit.
+_DEFERRED = (signal.SIGALRM, signal.SIGUSR1, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+_Handler = Callable[..., Any]
 
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Hold handlers back while the block runs; the first that was due runs right after it.
+    """Hold handlers back while the block runs; those that were due run right after it.
 
     Only the main thread runs handlers, so elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    arrived: list[tuple[int, FrameType | None]] = []
-    handlers = _replace_handlers(lambda signum, frame: arrived.append((signum, frame)))
+    arrived: dict[int, FrameType | None] = {}
+    handlers: dict[int, _Handler] = {}
     try:
+        _replace_handlers(handlers, lambda signum, frame: arrived.setdefault(signum, frame))
         yield
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        if arrived:
-            signum, frame = arrived[0]
-            handlers[signum](signum, frame)
+        for signum in reversed(_DEFERRED):
+            if signum in arrived:
+                handlers[signum](signum, arrived[signum])
 
 
-def _replace_handlers(note: Callable[[int, FrameType | None], None]) -> dict[int, Callable[..., Any]]:
-    handlers = {signum: signal.getsignal(signum) for signum in _DEFERRED}
-    ours = {int(signum): handler for signum, handler in handlers.items() if callable(handler)}
-    for signum in ours:
-        signal.signal(signum, note)
-    return ours
+def _replace_handlers(handlers: dict[int, _Handler], note: _Handler) -> None:
+    for signum in _DEFERRED:
+        handler = signal.getsignal(signum)
+        if callable(handler):
+            handlers[signum] = handler
+            signal.signal(signum, note)

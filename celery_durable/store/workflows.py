@@ -30,6 +30,7 @@ class Birth:
     #: Seconds until it may start; None: now, its message is being sent by the caller.
     delay: float | None = None
     timeout: float | None = None
+    retries: int = 0
     parent_id: str | None = None
     root_id: str | None = None
 
@@ -56,9 +57,14 @@ class Workflows:
         rows = self._run("name_of", patience, id=workflow_id)
         return rows[0][0] if rows else None
 
-    def claim(self, workflow_id: str, name: str, token: UUID, node: UUID, *, patience: float) -> Claim | None:
-        """Take an enqueued workflow, with its history; None if it can't be had (``look`` says why)."""
-        rows = self._run("claim", patience, id=workflow_id, name=name, token=token, node=node)
+    def claim(
+        self, workflow_id: str, name: str, token: UUID, node: UUID, *, retries: int, patience: float
+    ) -> Claim | None:
+        """Take an enqueued workflow, with its history; None if it can't be had (``look`` says why).
+
+        ``retries`` is what the message says: only the latest message of a workflow can claim it.
+        """
+        rows = self._run("claim", patience, id=workflow_id, name=name, token=token, node=node, retries=retries)
         if not rows:
             return None
         attempt, crashes, signal = rows[0][:3]
@@ -102,12 +108,12 @@ class Workflows:
         )
         return StoredMessage(*rows[0]) if rows else None
 
-    def again(self, fence: Fence, message: StoredMessage, seconds: float, *, patience: float) -> bool:
-        """End an attempt by Celery's retry: run once more with this message, in so many seconds."""
+    def again(self, fence: Fence, message: StoredMessage, retries: int, seconds: float, *, patience: float) -> bool:
+        """End an attempt by Celery's nth retry: run once more with this message, in so many seconds."""
         return bool(
             self._run(
-                "again", patience, id=fence.id, attempt=fence.attempt, token=fence.token, seconds=seconds,
-                envelope=message.envelope, body=message.body, content_type=message.content_type,
+                "again", patience, id=fence.id, attempt=fence.attempt, token=fence.token, retries=retries,
+                seconds=seconds, envelope=message.envelope, body=message.body, content_type=message.content_type,
                 content_encoding=message.content_encoding,
             )
         )  # fmt: skip

@@ -2,9 +2,9 @@
 -- A workflow is born: its row and its message, before the message is sent. No row: the id is taken.
 WITH born AS (
     INSERT INTO {schema}.workflow
-        (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at, published_at)
-    VALUES (%(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), %(parent_id)s,
-        %(root_id)s,
+        (id, name, queue, state, max_crashes, timeout, retries, parent_id, root_id, publish_at, published_at)
+    VALUES (%(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), %(retries)s,
+        %(parent_id)s, %(root_id)s,
         clock_timestamp() + make_interval(secs => coalesce(%(delay)s, %(republish_after)s)),
         CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END)
     ON CONFLICT (id) DO NOTHING
@@ -25,7 +25,8 @@ WHERE id = ANY(%(ids)s) AND state = 'ENQUEUED'
 -- name: claim
 -- One process takes an enqueued workflow and loads its history. The attempt must be the one that this
 -- statement's own snapshot saw, so that every earlier attempt's checkpoints are in it. The same token again
--- (the answer was lost) gets the same attempt, also while the first one is still on its way.
+-- (the answer was lost) gets the same attempt, also while the first one is still on its way. A node that is
+-- silent itself gets nothing, nor does a message from before Celery's last retry of the workflow.
 WITH seen AS MATERIALIZED (
     SELECT attempt FROM {schema}.workflow WHERE id = %(id)s
 ), run AS (
@@ -35,10 +36,11 @@ WITH seen AS MATERIALIZED (
         publish_at = NULL, published_at = NULL, publishes = 0, wake_at = NULL, waiting_for = NULL,
         deadline = coalesce(w.deadline, clock_timestamp() + w.timeout)
     WHERE w.id = %(id)s AND w.name = %(name)s
-    AND (w.state = 'ENQUEUED' AND w.node IS NULL AND w.attempt = (SELECT attempt FROM seen)
-         OR w.state = 'RUNNING' AND w.token = %(token)s)
-    AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
-    AND EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND NOT n.draining)
+    AND (w.state = 'RUNNING' AND w.token = %(token)s
+         OR w.state = 'ENQUEUED' AND w.node IS NULL AND w.attempt = (SELECT attempt FROM seen)
+         AND w.retries = %(retries)s AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
+         AND EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND NOT n.draining
+                     AND n.seen > clock_timestamp() - n.lease))
     RETURNING w.id, w.attempt, w.crashes, w.signal
 )
 SELECT run.attempt, run.crashes, run.signal, c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
@@ -48,8 +50,8 @@ ORDER BY c.seq
 
 -- name: look
 -- How a workflow stands, as one attempt on one node sees it.
-SELECT w.name, w.state, w.signal, coalesce(w.token = %(token)s AND w.attempt = %(attempt)s, false) AS mine,
-    EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s) AS registered,
+SELECT w.name, w.state, w.signal, w.retries, coalesce(w.token = %(token)s AND w.attempt = %(attempt)s, false) AS mine,
+    EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND n.seen > clock_timestamp() - n.lease) AS beating,
     coalesce((SELECT n.draining FROM {schema}.node n WHERE n.id = %(node)s), false) AS draining,
     coalesce(w.deadline <= clock_timestamp(), false) AS late,
     coalesce(NOT w.dispatched AND w.node IS NULL, false) AS undelivered
@@ -120,7 +122,7 @@ WITH own AS (
     FOR UPDATE
 ), freed AS (
     UPDATE {schema}.workflow w
-    SET state = 'SUSPENDED', node = NULL, token = NULL,
+    SET state = 'SUSPENDED', node = NULL, token = NULL, retries = %(retries)s,
         crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END, waiting_for = 'retry',
         wake_at = clock_timestamp() + make_interval(secs => %(seconds)s)
     FROM own WHERE w.id = own.id
@@ -135,9 +137,9 @@ WITH own AS (
 SELECT true FROM freed
 
 -- name: expired
--- Celery has discarded a workflow that wasn't started before its ``expires``.
+-- A workflow that wasn't started before Celery's `expires` ends; whoever found that delivers this outcome.
 WITH ended AS (
-    UPDATE {schema}.workflow SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = true,
+    UPDATE {schema}.workflow SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
         publish_at = NULL, published_at = NULL
     WHERE id = ANY(%(ids)s::text[]) AND state = 'ENQUEUED' AND attempt = 0
     RETURNING id
@@ -233,13 +235,13 @@ WITH taken AS MATERIALIZED (
     FROM {schema}.node n, jsonb_each_text(n.accepted) a GROUP BY a.key
 ), probes AS MATERIALIZED (
     SELECT DISTINCT ON (o.queue) o.id FROM {schema}.workflow o
-    WHERE o.state = 'ENQUEUED' AND o.publish_at <= clock_timestamp() AND o.published_at IS NOT NULL
+    WHERE o.state = 'ENQUEUED' AND o.publish_at <= (SELECT clock_timestamp()) AND o.published_at IS NOT NULL
     AND o.queue NOT IN (SELECT p.queue FROM {schema}.workflow p
                         WHERE p.state = 'ENQUEUED' AND p.publish_at > clock_timestamp() AND p.publishes > 0)
     ORDER BY o.queue, o.publish_at, o.id
 ), due AS (
     SELECT w.id FROM {schema}.workflow w LEFT JOIN taken ON taken.queue = w.queue
-    WHERE w.state = 'ENQUEUED' AND w.publish_at <= clock_timestamp()
+    WHERE w.state = 'ENQUEUED' AND w.publish_at <= (SELECT clock_timestamp())
     AND (w.published_at IS NULL OR taken.at > w.published_at OR w.id IN (SELECT id FROM probes))
     ORDER BY w.publish_at, w.id LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
@@ -257,12 +259,17 @@ FROM sent JOIN {schema}.input i ON i.workflow = sent.id
 
 -- name: redispatch
 -- Outcomes that Celery hasn't delivered, of owners that are gone: their message is sent once more, and whoever
--- takes it returns the stored outcome through Celery's tracer.
+-- takes it returns the stored outcome through Celery's tracer. The next time lies twice as far away. A living
+-- owner that hasn't said in ten leases that Celery is done has lost the answer of its pool.
 WITH stuck AS (
     SELECT w.id FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
     WHERE NOT w.dispatched AND (
         w.claimed_at < n.as_of AND w.id <> ALL (n.active)
-        OR w.node IS NULL AND coalesce(w.published_at < clock_timestamp() - make_interval(secs => %(republish_after)s), true)
+        OR n.seen > clock_timestamp() - n.lease
+        AND w.finished_at < clock_timestamp() - greatest(n.lease * 10, make_interval(secs => %(republish_after)s))
+        OR w.node IS NULL AND coalesce(w.published_at < clock_timestamp() - least(
+            make_interval(secs => %(republish_after)s) * (2 ^ least(w.publishes, 20)),
+            greatest(make_interval(hours => 1), make_interval(secs => %(republish_after)s))), true)
         OR w.node IS NOT NULL AND (n.id IS NULL OR n.seen < clock_timestamp() - n.lease)
         AND w.finished_at < clock_timestamp() - coalesce(n.lease, make_interval(secs => %(lease)s))
         AND EXISTS (SELECT FROM {schema}.node v WHERE v.unbroken < clock_timestamp() - v.lease
@@ -271,7 +278,8 @@ WITH stuck AS (
     ORDER BY w.id LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), freed AS (
-    UPDATE {schema}.workflow w SET node = NULL, published_at = clock_timestamp()
+    UPDATE {schema}.workflow w
+    SET node = NULL, published_at = clock_timestamp(), publishes = w.publishes + (w.published_at IS NOT NULL)::int
     FROM stuck WHERE w.id = stuck.id
     RETURNING w.id, w.published_at, w.attempt
 )

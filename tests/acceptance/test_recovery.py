@@ -113,6 +113,9 @@ def test_a_shutdown_hands_over_after_the_running_step(site: Site, gates: Gates, 
 
 
 @pytest.mark.oldest
+@pytest.mark.xfail(
+    celery.VERSION < (5, 5), reason="before Celery 5.5 a cold shutdown is counted as a crash", strict=True
+)
 def test_a_cold_shutdown_hands_over_the_step(site: Site, gates: Gates) -> None:
     """The running step is cut short and runs again in another worker; no crash is counted."""
     workers = site.start(2)
@@ -177,7 +180,6 @@ def own_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-@pytest.mark.slow
 def test_a_database_that_is_away_for_longer_than_the_lease(
     own_postgres: EmbeddedPostgres, broker: Broker, ledger: Ledger, tmp_path: Path
 ) -> None:

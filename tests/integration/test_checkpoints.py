@@ -99,7 +99,7 @@ def test_a_refused_duplicate_does_not_spoil_the_connection(rig: Rig) -> None:
 def test_a_draining_node_stops_the_fast_statement(rig: Rig) -> None:
     """The slow one records what has been done, and says that the run must be handed over."""
     fence = rig.run()
-    rig.nodes.drain(fence.node, patience=0)
+    rig.drain(fence.node)
     assert not rig.save(fence)
     standing = rig.save_slow(fence)
     assert (standing.state, standing.draining, standing.late, standing.settled) == ("RUNNING", True, False, None)

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 
 import celery_durable as durable
-from celery_durable.engine.context import Attempt
+from celery_durable.engine.context import Attempt, boot_time
 from celery_durable.engine.step import StepSpec, call_step
 from celery_durable.envelope import Envelope
 from celery_durable.exceptions import Cancelled, ControlFlow, HandedOver, OwnershipLost
@@ -227,7 +227,7 @@ def attempt(race: Race) -> Attempt:
     durable.install(app, database_url=race.url)
     claim = race.a.claim(race.id)
     assert claim is not None
-    return Attempt.of(installed_on(app).engine, NAME, claim)
+    return Attempt.of(installed_on(app).engine, NAME, claim, boot_time())
 
 
 def lose(race: Race, fence: Fence) -> None:
@@ -238,7 +238,7 @@ def lose(race: Race, fence: Fence) -> None:
 
 
 def drain(race: Race, fence: Fence) -> None:
-    race.b.nodes.drain(fence.node, patience=0)
+    race.b.drain(fence.node)
 
 
 @pytest.mark.parametrize(

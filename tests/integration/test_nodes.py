@@ -68,7 +68,7 @@ def test_the_oldest_living_node_is_elected(rig: Rig) -> None:
     """The next one is as soon as that one is silent, drains or leaves."""
     first, second = rig.node(), rig.node()
     assert (rig.beat(first).elected, rig.beat(second).elected) == (True, False)
-    rig.nodes.drain(first, patience=0)
+    rig.drain(first)
     assert (rig.beat(first).elected, rig.beat(second).elected) == (False, True)
     third = rig.node()
     age(rig, second, 11)

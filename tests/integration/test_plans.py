@@ -52,7 +52,7 @@ STEP = {
 }  # fmt: skip
 SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, "retention": 14 * 86400.0}
 STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
-    ("workflows", "claim"): {**FENCE, "id": "ENQUEUED7", "name": "order"},
+    ("workflows", "claim"): {**FENCE, "id": "ENQUEUED7", "name": "order", "retries": 0},
     ("workflows", "look"): FENCE,
     ("workflows", "finish"): {**FENCE, **STEP, "state": "SUCCESS", "dispatched": True},
     ("workflows", "suspend"): {**FENCE, "signal": 0, "seconds": 1.0, "reason": "sleep"},

@@ -105,9 +105,10 @@ def test_a_young_checkpoint_speaks_for_a_silent_node(rig: Rig) -> None:
 def test_a_fresh_claim_of_a_silent_node_is_not_rescued_yet(rig: Rig) -> None:
     """A pool process may have claimed while its node's heartbeats are held up."""
     node = rig.node()
-    rig.silence(node)
-    rig.witness()
     rig.run(node=node)
+    rig.silence(node)
+    rig.update("w1", "claimed_at = clock_timestamp()")
+    rig.witness()
     assert rig.rescue() == []
 
 
@@ -170,7 +171,7 @@ def test_crashes_are_counted_since_the_last_new_checkpoint(rig: Rig, end: str) -
         "suspend": lambda: (rig.suspend(fence, 0), rig.workflows.wake(limit=1, patience=0)),
         "hand over": lambda: rig.workflows.hand_over(fence.node, ["w1"], patience=0),
         "again": lambda: (
-            rig.workflows.again(fence, StoredMessage("w1", None, 1, "{}", b"", "", ""), 0, patience=0),
+            rig.workflows.again(fence, StoredMessage("w1", None, 1, "{}", b"", "", ""), 0, 0, patience=0),
             rig.workflows.wake(limit=1, patience=0),
         ),
         "crash": lambda: rig.rescue(fence.node, ["w1"]),

@@ -14,7 +14,7 @@ import pytest
 from celery.exceptions import Ignore, Retry
 
 import celery_durable as durable
-from celery_durable.engine.context import Attempt, current_attempt, running
+from celery_durable.engine.context import Attempt, boot_time, current_attempt, running
 from celery_durable.exceptions import (
     Cancelled,
     NondeterminismError,
@@ -63,9 +63,11 @@ def begin(shop: Inprocess, workflow_id: str = "w1") -> Attempt:
     """Claim as a worker does, and stop there: the attempt is the test's."""
     row = shop.installation.store.workflows.by_id(workflow_id, patience=0)
     assert row is not None
-    claim = shop.installation.store.workflows.claim(workflow_id, row.name, uuid.uuid4(), shop.node, patience=0)
+    claim = shop.installation.store.workflows.claim(
+        workflow_id, row.name, uuid.uuid4(), shop.node, retries=0, patience=0
+    )
     assert claim is not None
-    return Attempt.of(shop.installation.engine, row.name, claim)
+    return Attempt.of(shop.installation.engine, row.name, claim, boot_time())
 
 
 def release(shop: Inprocess, attempt: Attempt) -> None:

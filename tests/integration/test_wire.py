@@ -11,7 +11,7 @@ import pytest
 
 import celery_durable as durable
 from celery_durable.engine import context
-from celery_durable.engine.context import Attempt, running
+from celery_durable.engine.context import Attempt, boot_time, running
 from celery_durable.store.rows import Claim
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
@@ -119,11 +119,13 @@ def leave_after(shop: Inprocess, workflow_id: str, steps: int) -> None:
 
 def begin(shop: Inprocess, workflow_id: str) -> Attempt:
     claim = claimed(shop, workflow_id)
-    return Attempt.of(shop.installation.engine, "order", claim)
+    return Attempt.of(shop.installation.engine, "order", claim, boot_time())
 
 
 def claimed(shop: Inprocess, workflow_id: str) -> Claim:
-    claim = shop.installation.store.workflows.claim(workflow_id, "order", uuid.uuid4(), shop.node, patience=0)
+    claim = shop.installation.store.workflows.claim(
+        workflow_id, "order", uuid.uuid4(), shop.node, retries=0, patience=0
+    )
     assert claim is not None
     return claim
 
@@ -176,7 +178,7 @@ def test_the_slow_path_costs_one_more(shop: Inprocess, proxy: PostgresProxy) -> 
     order, _ = tasks(shop)
     order.apply_async((3,), task_id="w1")
     attempt = begin(shop, "w1")
-    shop.installation.store.nodes.drain(shop.node, patience=0)
+    shop.drain()
     count = Count(proxy)
     with running(attempt), pytest.raises(durable.exceptions.HandedOver):
         shop.app.tasks["work"](0)

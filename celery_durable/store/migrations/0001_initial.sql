@@ -40,6 +40,7 @@ CREATE TABLE {schema}.workflow (
     publish_at    timestamptz,
     published_at  timestamptz,
     publishes     integer NOT NULL DEFAULT 0,
+    retries       integer NOT NULL DEFAULT 0,
     dispatched    boolean,
     parent_id     text,
     root_id       text,
@@ -61,6 +62,7 @@ COMMENT ON COLUMN {schema}.workflow.crashes IS 'Crashes since the last new check
 COMMENT ON COLUMN {schema}.workflow.signal IS 'Counts what has arrived for this workflow; a suspension must have seen all of it.';
 COMMENT ON COLUMN {schema}.workflow.publish_at IS 'When its message may be sent, or sent again.';
 COMMENT ON COLUMN {schema}.workflow.published_at IS 'When its message was last sent; null while it has to be sent.';
+COMMENT ON COLUMN {schema}.workflow.retries IS 'How often Celery has retried the whole workflow: which of its messages counts.';
 COMMENT ON COLUMN {schema}.workflow.dispatched IS 'Whether Celery has delivered the outcome (result, links, chain, chord).';
 
 -- Sweeps cost what is active: each of these holds none of the finished workflows.
