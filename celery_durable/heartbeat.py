@@ -26,7 +26,14 @@ class Heartbeat(Loop):
     """Writes what is active here, every so many seconds; ``elected``: this node does the sweeps."""
 
     def __init__(
-        self, store: Store, facts: NodeFacts, registry: Registry, interval: float, when_elected: Callable[[], None]
+        self,
+        store: Store,
+        facts: NodeFacts,
+        registry: Registry,
+        interval: float,
+        *,
+        when_elected: Callable[[], None],
+        able: Callable[[], bool],
     ) -> None:
         super().__init__("heartbeat")
         self.elected = False
@@ -35,6 +42,7 @@ class Heartbeat(Loop):
         self._registry = registry
         self._interval = interval
         self._when_elected = when_elected
+        self._able = able
         self._as_of: datetime | None = None
         self._draining = False
 
@@ -66,6 +74,7 @@ class Heartbeat(Loop):
             accepted=accepted,
             as_of=self._as_of,
             draining=self._draining,
+            able=self._able(),
             patience=_NO_PATIENCE,
         )
         self._as_of = answer.seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -25,10 +26,15 @@ def original(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def under_eventlet() -> bool:
+    """Tell whether eventlet runs this process."""
+    patcher = sys.modules.get("eventlet.patcher")
+    return patcher is not None and bool(patcher.is_monkey_patched("socket"))
+
+
 def check_eventlet() -> None:
     """Raise ConfigurationError where a statement would hold up the whole eventlet worker."""
-    patcher = sys.modules.get("eventlet.patcher")
-    if patcher is None or not patcher.is_monkey_patched("socket"):
+    if not under_eventlet():
         return
     if os.environ.get("PSYCOPG_WAIT_FUNC") != "wait_select":
         raise ConfigurationError(
@@ -40,7 +46,8 @@ def check_eventlet() -> None:
 class Bell:
     """Wakes a polling thread from anywhere, signal handlers included; watches processes on Linux."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, green: bool = False) -> None:
+        self._green = green
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -57,6 +64,10 @@ class Bell:
 
     def wait(self, seconds: float) -> list[int]:
         """Wait until a ring, a death or so many seconds; return the processes that have died."""
+        if self._green:
+            if select.select([self._reader], [], [], max(seconds, 0))[0]:
+                self._answer()
+            return []  # a green pool has no processes
         ready = self._poll.poll(max(seconds, 0) * 1000)
         died = []
         for descriptor, _ in ready:
@@ -108,16 +119,21 @@ class Bell:
 
 
 class Loop:
-    """A native thread that takes turns: at a due time, at a ring, or when a watched process has died."""
+    """A native thread that takes turns: at a due time, at a ring, or when a watched process has died.
+
+    ``speaks``: it uses what the worker's other code uses, too (the broker, Celery's app). Eventlet's locks can't
+    be shared between threads, so there such a loop is a green one.
+    """
 
     #: Seconds until what failed is tried again.
     RETRY = 1.0
 
-    def __init__(self, name: str) -> None:
-        self.bell = Bell()
+    def __init__(self, name: str, *, speaks: bool = False) -> None:
+        self._green = speaks and under_eventlet()
+        self.bell = Bell(green=self._green)
         self._name = name
         self._stopping = False
-        self._ended = original("_thread", "allocate_lock")()
+        self._ended = False
 
     def turn(self) -> float:
         """Do what is due, and return when the next turn is, on the monotonic clock."""
@@ -131,14 +147,19 @@ class Loop:
 
     def start(self) -> None:
         """Begin."""
-        self._ended.acquire()
-        original("_thread", "start_new_thread")(self._run, ())
+        if self._green:
+            sys.modules["eventlet"].spawn_n(self._run)
+        else:
+            original("_thread", "start_new_thread")(self._run, ())
 
     def stop(self, seconds: float) -> None:
         """End after the current turn; wait for that, but not longer than this."""
         self._stopping = True
         self.bell.ring()
-        if not self._ended.acquire(timeout=seconds):
+        give_up_at = time.monotonic() + seconds
+        while not self._ended and time.monotonic() < give_up_at:
+            time.sleep(0.005)
+        if not self._ended:
             logger.warning("The %s thread didn't end in time; other nodes find what it leaves.", self._name)
 
     def attempt(self, duty: Callable[[], None]) -> bool:
@@ -161,7 +182,7 @@ class Loop:
                 self.died(died)
         except Exception:
             logger.exception("A turn of the %s thread failed; the next one comes soon.", self._name)
-            original("time", "sleep")(self.RETRY)
+            self.bell.wait(self.RETRY)
 
     def _run(self) -> None:
         try:
@@ -172,4 +193,4 @@ class Loop:
         except BaseException:
             logger.exception("The %s thread has ended by an error; other nodes find what it leaves.", self._name)
         finally:
-            self._ended.release()
+            self._ended = True

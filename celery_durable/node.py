@@ -29,6 +29,7 @@ from .store.rows import StoredMessage
 _NO_PATIENCE = 0.0
 _AT_STOP = 5.0
 _EXIT_WAIT = 2.0
+_LONGEST_TURN = 60.0
 
 _Pids = dict[str, int | None]
 
@@ -37,7 +38,7 @@ class Node(Loop):
     """One incarnation of a running worker."""
 
     def __init__(self, installation: Installation, hostname: str) -> None:
-        super().__init__("node")
+        super().__init__("node", speaks=True)
         config = installation.config
         lock = original("_thread", "allocate_lock")
         self.id = uuid.uuid4()
@@ -50,6 +51,7 @@ class Node(Loop):
             self._registry,
             config.heartbeat_interval,
             when_elected=self._begin_to_sweep,
+            able=self._is_able,
         )
         self._store = installation.store_of_one_thread()
         self._recovery = installation.recovery(self._send, store=self._store, patience=_NO_PATIENCE)
@@ -60,6 +62,8 @@ class Node(Loop):
         self._connection: Any = None
         self._sweep_due = time.monotonic()
         self._timer_due = math.inf
+        self._turned_at = time.monotonic()
+        self._cold = False
 
     # What requests tell; called in the worker's main thread, or in threads of its pool.
 
@@ -78,7 +82,9 @@ class Node(Loop):
     def lost(self, request: Any) -> None:
         """The process of a request has died."""
         if self._registry.remove(request, delivered=False) and not self._registry.runs(request.id):
-            self._lost.add(request.id, request.worker_pid)
+            # A cold shutdown kills its processes: what they had is handed over, and no crash is counted.
+            box = self._killed if self._cold else self._lost
+            box.add(request.id, request.worker_pid)
             self.bell.ring()
 
     def hand_over(self, request: Any) -> None:
@@ -98,8 +104,12 @@ class Node(Loop):
         self._pool_pids = pids
         self._notice_deaths = notice_deaths
 
-    def drain(self) -> None:
-        """The worker shuts down: its runs hand over at their next statement. Safe in a signal handler."""
+    def drain(self, *, cold: bool = False) -> None:
+        """The worker shuts down: its runs hand over at their next statement. Safe in a signal handler.
+
+        ``cold``: the worker kills its pool.
+        """
+        self._cold = self._cold or cold
         self._heartbeat.drain()
 
     def start(self) -> None:
@@ -116,7 +126,7 @@ class Node(Loop):
 
     def turn(self) -> float:
         """Say what is to be said, and sweep if that is due."""
-        began = time.monotonic()
+        began = self._turned_at = time.monotonic()
         self.bell.watch(self._pool_pids())
         said = self._flush()
         if began >= self._timer_due:
@@ -176,6 +186,10 @@ class Node(Loop):
     def _wake(self) -> None:
         self._recovery.wake()
         self._recovery.republish()
+
+    def _is_able(self) -> bool:
+        """Tell whether this thread turns: one that hangs must not be the one that sweeps."""
+        return time.monotonic() - self._turned_at < max(self._config.lease, _LONGEST_TURN)
 
     def _begin_to_sweep(self) -> None:
         self._sweep_due = 0.0

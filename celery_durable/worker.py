@@ -58,9 +58,9 @@ class NodeStep(bootsteps.StartStopStep):
         """Show the node in ``celery inspect stats``."""
         return {"durable": {"node": str(self._node.id)}} if self._node is not None else {}
 
-    def _shutting_down(self, **kwargs: Any) -> None:
+    def _shutting_down(self, how: str = "", **kwargs: Any) -> None:
         if self._node is not None:
-            self._node.drain()
+            self._node.drain(cold=how.lower() == "cold")
 
     def _stopped(self) -> None:
         signals.worker_shutting_down.disconnect(self._shutting_down)

@@ -38,9 +38,13 @@ class Nodes:
         accepted: Mapping[str, str],
         as_of: datetime | None,
         draining: bool,
+        able: bool = True,
         patience: float,
     ) -> Beat:
-        """Write a heartbeat. ``as_of`` is what an earlier one returned, before ``active`` was collected."""
+        """Write a heartbeat. ``as_of`` is what an earlier one returned, before ``active`` was collected.
+
+        ``able``: this node may be elected to sweep.
+        """
         params = {
             "id": node.id,
             "hostname": node.hostname,
@@ -50,6 +54,7 @@ class Nodes:
             "accepted": json.dumps(dict(accepted)),
             "as_of": as_of,
             "draining": draining,
+            "able": able,
         }
         (row,) = self._database.run(self._sql["beat"], params, patience=patience)
         return Beat(*row)

@@ -2,19 +2,20 @@
 -- Say that this node lives, and with which workflows; a gap of half a lease ends its time as a witness.
 -- Returns the database's time, the drain flag, and whether this node is the one that sweeps.
 INSERT INTO {schema}.node AS mine
-    (id, hostname, pid, started_at, lease, seen, unbroken, as_of, active, accepted, draining)
+    (id, hostname, pid, started_at, lease, seen, unbroken, as_of, active, accepted, draining, able)
 VALUES (%(id)s, %(hostname)s, %(pid)s, clock_timestamp(), make_interval(secs => %(lease)s), clock_timestamp(),
-        clock_timestamp(), coalesce(%(as_of)s::timestamptz, '-infinity'), %(active)s::text[], %(accepted)s::jsonb, %(draining)s)
+        clock_timestamp(), coalesce(%(as_of)s::timestamptz, '-infinity'), %(active)s::text[], %(accepted)s::jsonb, %(draining)s, %(able)s)
 ON CONFLICT (id) DO UPDATE
 SET seen = excluded.seen,
     unbroken = CASE WHEN excluded.seen - mine.seen > mine.lease / 2 THEN excluded.seen ELSE mine.unbroken END,
     as_of = excluded.as_of,
     active = excluded.active,
     accepted = excluded.accepted,
-    draining = mine.draining OR excluded.draining
+    draining = mine.draining OR excluded.draining,
+    able = excluded.able
 RETURNING seen, draining,
     coalesce(id = (SELECT n.id FROM {schema}.node n
-                   WHERE NOT n.draining AND n.seen > clock_timestamp() - n.lease
+                   WHERE n.able AND NOT n.draining AND n.seen > clock_timestamp() - n.lease
                    ORDER BY n.started_at, n.id LIMIT 1), true) AS elected
 
 -- name: leave

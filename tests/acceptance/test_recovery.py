@@ -113,9 +113,6 @@ def test_a_shutdown_hands_over_after_the_running_step(site: Site, gates: Gates, 
 
 
 @pytest.mark.oldest
-@pytest.mark.xfail(
-    celery.VERSION < (5, 5), reason="before Celery 5.5 a cold shutdown is counted as a crash", strict=True
-)
 def test_a_cold_shutdown_hands_over_the_step(site: Site, gates: Gates) -> None:
     """The running step is cut short and runs again in another worker; no crash is counted."""
     workers = site.start(2)

@@ -21,7 +21,7 @@ NODE = uuid.UUID(int=1)
 FILL = f"""
 INSERT INTO celery_durable.node
 SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'worker', n, clock_timestamp(), '15 s',
-    clock_timestamp(), clock_timestamp() - interval '1 h', clock_timestamp(), '{{}}', '{{}}', false
+    clock_timestamp(), clock_timestamp() - interval '1 h', clock_timestamp(), '{{}}', '{{}}', false, true
 FROM generate_series(1, 20) n;
 INSERT INTO celery_durable.workflow
     (id, name, queue, state, max_crashes, finished_at, dispatched, parent_id, deadline, attempt)

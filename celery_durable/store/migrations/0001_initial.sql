@@ -11,7 +11,8 @@ CREATE TABLE {schema}.node (
     as_of       timestamptz NOT NULL,
     active      text[] NOT NULL,
     accepted    jsonb NOT NULL,
-    draining    boolean NOT NULL
+    draining    boolean NOT NULL,
+    able        boolean NOT NULL
 );
 COMMENT ON TABLE {schema}.node IS 'One incarnation of a running worker main process; the id is random, never the host name.';
 COMMENT ON COLUMN {schema}.node.seen IS 'The last heartbeat.';
@@ -20,6 +21,7 @@ COMMENT ON COLUMN {schema}.node.as_of IS 'The active list holds every workflow t
 COMMENT ON COLUMN {schema}.node.active IS 'Ids of the workflows whose requests are in execution.';
 COMMENT ON COLUMN {schema}.node.accepted IS 'For each queue, when the newest message that was taken from it had been published.';
 COMMENT ON COLUMN {schema}.node.draining IS 'The worker shuts down: it claims nothing, and its runs are handed over.';
+COMMENT ON COLUMN {schema}.node.able IS 'It can be elected to sweep: the thread that would do it is alive, too.';
 
 CREATE TABLE {schema}.workflow (
     id            text PRIMARY KEY,
