@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psutil
@@ -158,3 +159,26 @@ def test_sys_exit(standing_site: Site, code: Any) -> None:
     assert f"sys.exit({code!r})" in str(status.error)
     assert status.crashes == 0
     assert standing_site.ledger.count("leaves") == before + 1
+
+
+@pytest.mark.parametrize("how", ["Ignore", "Reject", "Retry"])
+def test_celerys_control_flow_in_a_body(standing_site: Site, how: str) -> None:
+    """Celery's Ignore, Reject and a bare Retry would end a workflow without an outcome: it fails, once."""
+    handle = standing_site.shop.gives_up.delay(how)
+    with pytest.raises(DurableError, match=how):
+        handle.get(timeout=20)
+    wait_until(lambda: standing_site.status(handle.id).dispatched, message="the failure was delivered for good")
+    assert standing_site.status(handle.id).state == "FAILURE"
+    assert standing_site.ledger.count("gives_up", how) == 1
+
+
+def test_ids_that_no_workflow_can_have(standing_site: Site) -> None:
+    """Foreign messages with such ids fail alone: the worker, its heartbeat and other workflows go on."""
+    app = standing_site.shop.app
+    for odd in ("a\x00b", "x" * 300):
+        app.send_task(standing_site.shop.quick.name, (1,), task_id=odd)
+    past = datetime.now(timezone.utc) - timedelta(seconds=60)
+    app.send_task(standing_site.shop.quick.name, (1,), task_id="c\x00d", expires=past)
+    handle = standing_site.shop.quick.delay("afterwards")
+    assert standing_site.finished(handle.id).result == "afterwards"
+    wait_until(lambda: standing_site.status(handle.id).dispatched, message="the node still confirms")

@@ -231,12 +231,14 @@ def test_a_hard_time_limit_is_a_crash(site: Site, gates: Gates) -> None:
     """Celery's hard limit on a workflow kills the process; the workflow goes on after its completed steps."""
     site.start(1)
     gates.close("l-1")
-    handle = site.shop.limited.delay("l")
+    handle = site.shop.limited.apply_async(("l",), link_error=site.shop.note_error.s("limit"))
     site.reaches("work", "l", 1, times=2)
     gates.open("l-1")
     status = site.finished(handle.id)
     assert (status.state, status.result, status.crashes) == ("SUCCESS", 10, 1)
+    assert handle.get(timeout=20) == 10
     assert site.ledger.count("work", "l", 0) == 1
+    assert site.ledger.count("note", "limit") == 0, "a crash isn't a failure"
 
 
 @pytest.mark.oldest
