@@ -20,16 +20,18 @@ from celery.backends.base import DisabledBackend
 from celery.backends.redis import RedisBackend
 from celery.backends.rpc import RPCBackend
 from celery.result import task_join_will_block
+from celery.utils import uuid as new_id
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.common import maybe_declare
 
 from .broker import SHORT_TRY
 from .broker import producer as broker_producer
 from .client import CALLER_PATIENCE
-from .config import LONGEST
-from .envelope import Envelope, is_id
-from .exceptions import DatabaseUnavailable, WorkflowConflict
-from .installation import Installation
+from .config import LONGEST, seconds
+from .engine.context import current_attempt, current_step
+from .envelope import Envelope, check_id, is_id
+from .exceptions import DatabaseUnavailable, NotAllowedInStep, WorkflowConflict
+from .installation import Installation, installed_on
 from .serialization import printable
 from .store import Birth
 
@@ -172,6 +174,63 @@ class Captured:
         if self.envelope is None:
             envelope = Envelope.of_publish(body, options, self._installation.app.conf.task_serializer)
             self.envelope = envelope.changed(ignore_result=self._ignore_result)
+
+
+class Publication:
+    """One ``apply_async`` of a workflow: which id, which producer, and the options that are left to Celery."""
+
+    def __init__(
+        self, task: Any, task_id: str | None, producer: Any, options: dict[str, Any], *, max_crashes: int
+    ) -> None:
+        if current_step() is not None:
+            raise NotAllowedInStep(
+                f"A step can't start the workflow {task.name}: start it from the workflow, between steps."
+            )
+        self.task = task
+        self.max_crashes = max_crashes
+        self.attempt = current_attempt()
+        self.options = dict(options)
+        wanted = self.options.pop("ignore_result", None)
+        self.ignore_result = bool(task.ignore_result if wanted is None else wanted)
+        # With a result to come, Celery would ask the result backend before the row is written, and a dead
+        # backend would fail the start; the producer asks it afterwards, and puts the header right.
+        self.options["ignore_result"] = True
+        self.delay = seconds_until(task.app, self.options.pop("countdown", None), self.options.pop("eta", None))
+        producer = producer or self.options.pop("publisher", None)
+        self.options.pop("connection", None)
+        self.id = self._own_id() if task_id is None else check_id(task_id)
+        self.producer: Any = self._captured() if self._is_retry else self._row_first(producer)
+
+    @property
+    def _is_retry(self) -> bool:
+        """Celery's retry of the running workflow publishes under the workflow's own id."""
+        return self.attempt is not None and self.id == self.attempt.id
+
+    def _own_id(self) -> str:
+        if self.attempt is None:
+            return str(new_id())
+        self.attempt.check_caller()
+        return self.attempt.child_id(self.task.name)
+
+    def _row_first(self, producer: Any) -> RowFirst:
+        timeout = self.options.pop("workflow_timeout", self.task.workflow_timeout)
+        start = Start(
+            max_crashes=self.max_crashes,
+            ignore_result=self.ignore_result,
+            delay=self.delay,
+            timeout=None if timeout is None else seconds(timeout, "workflow_timeout"),
+        )
+        return RowFirst(installed_on(self.task.app), start, producer)
+
+    def _captured(self) -> Captured:
+        return Captured(installed_on(self.task.app), self.ignore_result)
+
+    def done(self) -> None:
+        """Leave the message of a retry to the attempt, which commits it when it ends."""
+        if self.attempt is not None and self._is_retry and self.producer.envelope is not None:
+            self.attempt.successor = self.producer.envelope.stored(self.id, self.attempt.fence.attempt)
+            self.attempt.successor_retries = retries_of(self.producer.envelope.headers.get("retries"))
+            self.attempt.successor_delay = self.delay or 0.0
 
 
 def birth_of(installation: Installation, envelope: Envelope, workflow_id: str, start: Start) -> Birth:

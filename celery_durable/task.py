@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 
 from celery import Task, _state, shared_task
 from celery.app.task import Context
-from celery.utils import uuid as new_id
 
 from .client import Result, WorkflowHandle
 from .config import seconds
 from .delivery import deliver
 from .engine.context import Attempt, current_attempt, current_step, only_bodies_here
 from .engine.step import StepSpec, call_step
-from .envelope import check_id
-from .exceptions import ConfigurationError, NotAllowedInStep, NotInWorkflow
+from .exceptions import ConfigurationError, NotInWorkflow
 from .installation import installed_on
 from .options import check_bypass, check_count, given, retry_any_error, step_spec, warn_if_never_retried
-from .publisher import Captured, RowFirst, Start, retries_of, seconds_until
+from .publisher import Publication
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,7 +123,7 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
         send = functools.partial(super().apply_async, args, kwargs, link=link, link_error=link_error, shadow=shadow)
         if self.app.conf.task_always_eager:
             return cast("WorkflowHandle[R]", send(task_id=task_id, producer=producer, **options))
-        publication = _Publication(self, task_id, producer, options)
+        publication = Publication(self, task_id, producer, options, max_crashes=self._max_crashes())
         result = send(task_id=publication.id, producer=publication.producer, **publication.options)
         publication.done()
         result.ignored = publication.ignore_result
@@ -143,60 +141,6 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
         if self.max_recovery_attempts is not None:
             return self.max_recovery_attempts
         return installed_on(self.app).config.max_recovery_attempts
-
-
-class _Publication:
-    """One ``apply_async`` of a workflow: which id, which producer, and the options that are left to Celery."""
-
-    def __init__(self, task: Workflow[Any, Any], task_id: str | None, producer: Any, options: dict[str, Any]) -> None:
-        if current_step() is not None:
-            raise NotAllowedInStep(
-                f"A step can't start the workflow {task.name}: start it from the workflow, between steps."
-            )
-        self.task = task
-        self.attempt = current_attempt()
-        self.options = dict(options)
-        wanted = self.options.pop("ignore_result", None)
-        self.ignore_result = bool(task.ignore_result if wanted is None else wanted)
-        # With a result to come, Celery would ask the result backend before the row is written, and a dead
-        # backend would fail the start; the producer asks it afterwards, and puts the header right.
-        self.options["ignore_result"] = True
-        self.delay = seconds_until(task.app, self.options.pop("countdown", None), self.options.pop("eta", None))
-        producer = producer or self.options.pop("publisher", None)
-        self.options.pop("connection", None)
-        self.id = self._own_id() if task_id is None else check_id(task_id)
-        self.producer: Any = self._captured() if self._is_retry else self._row_first(producer)
-
-    @property
-    def _is_retry(self) -> bool:
-        """Celery's retry of the running workflow publishes under the workflow's own id."""
-        return self.attempt is not None and self.id == self.attempt.id
-
-    def _own_id(self) -> str:
-        if self.attempt is None:
-            return str(new_id())
-        self.attempt.check_caller()
-        return self.attempt.child_id(self.task.name)
-
-    def _row_first(self, producer: Any) -> RowFirst:
-        timeout = self.options.pop("workflow_timeout", self.task.workflow_timeout)
-        start = Start(
-            max_crashes=self.task._max_crashes(),
-            ignore_result=self.ignore_result,
-            delay=self.delay,
-            timeout=None if timeout is None else seconds(timeout, "workflow_timeout"),
-        )
-        return RowFirst(installed_on(self.task.app), start, producer)
-
-    def _captured(self) -> Captured:
-        return Captured(installed_on(self.task.app), self.ignore_result)
-
-    def done(self) -> None:
-        """Leave the message of a retry to the attempt, which commits it when it ends."""
-        if self.attempt is not None and self._is_retry and self.producer.envelope is not None:
-            self.attempt.successor = self.producer.envelope.stored(self.id, self.attempt.fence.attempt)
-            self.attempt.successor_retries = retries_of(self.producer.envelope.headers.get("retries"))
-            self.attempt.successor_delay = self.delay or 0.0
 
 
 class Step(_Task[P, R], metaclass=_DurableType):
