@@ -20,7 +20,7 @@ def workflow(database_url: str) -> Iterator[Any]:
     app = Celery("handles", broker="memory://", set_as_current=False)
     durable.install(app, database_url=database_url)
 
-    @app.task(base=durable.Workflow)
+    @app.task(base=durable.Workflow, shared=False)
     def wait_for_a_worker() -> None: ...
 
     yield wait_for_a_worker
