@@ -8,8 +8,9 @@ from typing import Any
 
 import psutil
 import pytest
+from celery import Celery
 
-from celery_durable.exceptions import DurableError, PayloadTooLarge, SerializationError
+from celery_durable.exceptions import ConfigurationError, DurableError, PayloadTooLarge, SerializationError
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.site import Site, load_shop
 
@@ -182,3 +183,27 @@ def test_ids_that_no_workflow_can_have(standing_site: Site) -> None:
     handle = standing_site.shop.quick.delay("afterwards")
     assert standing_site.finished(handle.id).result == "afterwards"
     wait_until(lambda: standing_site.status(handle.id).dispatched, message="the node still confirms")
+
+
+def test_headers_that_no_workflow_can_keep(standing_site: Site) -> None:
+    """A foreign message with an id that is a number, or a parent of 9,000 characters, holds no worker up."""
+    shop, quick = standing_site.shop.app, standing_site.shop.quick
+    with Celery("elsewhere", broker=shop.conf.broker_url, set_as_current=False) as elsewhere:
+        elsewhere.conf.task_default_queue = shop.conf.task_default_queue
+        elsewhere.send_task(quick.name, ("numbered",), task_id=5)
+        adopted = elsewhere.send_task(quick.name, ("adopted",), parent_id="p" * 9000, root_id="r" * 9000)
+    assert standing_site.finished(quick.delay("afterwards").id).result == "afterwards"
+    rows = "SELECT count(*) FROM celery_durable.workflow WHERE id = %s"
+    wait_until(lambda: standing_site.sql.value(rows, adopted.id), message="the message has borne its workflow")
+    assert standing_site.finished(adopted.id).result == "adopted"
+    assert standing_site.status(adopted.id).parent_id is None
+    assert standing_site.sql.value(rows, "5") == 0
+
+
+@pytest.mark.parametrize("options", [{"countdown": 1e300}, {"countdown": float("nan")}, {"workflow_timeout": 1e12}])
+def test_times_beyond_a_hundred_years(standing_site: Site, options: dict[str, float]) -> None:
+    """Postgres could keep such a time, and nobody read it: nothing is enqueued."""
+    before = workflows(standing_site)
+    with pytest.raises((ValueError, ConfigurationError), match="100 years"):
+        standing_site.shop.quick.apply_async((1,), **options)
+    assert workflows(standing_site) == before

@@ -444,3 +444,22 @@ def test_lists_are_filtered_and_newest_first(rig: Rig) -> None:
     assert ids(queue="slow") == ["w2"]
     assert ids(parent_id="w0") == ["w3"]
     assert ids(name="order", queue="celery", states=["ENQUEUED"]) == ["w3"]
+
+
+def test_only_the_latest_message_claims(rig: Rig) -> None:
+    """After Celery's retry of a workflow a doubled older message, with the older arguments, is refused."""
+    rig.start("w1")
+    rig.update("w1", "retries = 1")
+    assert rig.claim("w1", rig.node()) is None
+    claim = rig.workflows.claim("w1", "order", uuid.uuid4(), rig.node(), retries=1, patience=0)
+    assert claim is not None
+
+
+def test_a_silent_node_claims_nothing(rig: Rig) -> None:
+    """It would lose the run after a lease, and a crash would be counted."""
+    rig.start("w1")
+    node = rig.node()
+    rig.silence(node)
+    assert rig.claim("w1", node) is None
+    rig.beat(node)
+    assert rig.claim("w1", node) is not None
