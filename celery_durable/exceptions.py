@@ -61,7 +61,11 @@ class SchemaVersionError(ConfigurationError):
 
 
 class DatabaseUnavailable(DurableError, OperationalError):
-    """Postgres can't be reached; nothing was started."""
+    """Postgres can't be reached.
+
+    A start that raises this has sent no message. If the connection broke while the row was being committed, the
+    workflow may exist all the same, and recovery starts it: trying again with the same ``task_id`` is safe.
+    """
 
 
 class WorkflowNotFound(DurableError, LookupError):

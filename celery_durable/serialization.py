@@ -28,7 +28,6 @@ REPR_LIMIT = 1024
 TRACEBACK_LIMIT = 32 * 1024
 #: A character takes up to 12 bytes as JSON, and there are two texts and some names in an error.
 _LONGEST_IN_JSON = 2 * 12 + 8
-_BINARY_ENCODINGS = frozenset({"binary", "ascii-8bit"})
 _DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 

@@ -70,8 +70,9 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
     first start to completion, then it is cancelled), ``max_recovery_attempts`` (crashes since the last completed
     step before it is given up as DEAD; default: the setting).
 
-    Raises at the call: NotInstalled, SerializationError, PayloadTooLarge, WorkflowConflict, DatabaseUnavailable
-    (nothing was started then), NotAllowedInStep, ValueError for an impossible ``task_id``.
+    Raises at the call: NotInstalled, SerializationError, PayloadTooLarge, WorkflowConflict, NotAllowedInStep,
+    ValueError for an impossible ``task_id`` or delay (nothing was started then), and DatabaseUnavailable (try again
+    with the same ``task_id``: if only the answer was lost, that is the same workflow).
     """
 
     abstract = True

@@ -84,7 +84,7 @@ def serve(directories: Iterable[str]) -> None:
         for line in sys.stdin:
             print(json.dumps(keeper.answer(line)), flush=True)
     except BrokenPipeError:
-        pass
+        pass  # the owner is gone and reads no answers: what is left to do stands below
     finally:
         keeper.put_down()
         for directory in directories:
