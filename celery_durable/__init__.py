@@ -22,6 +22,7 @@ from .client import (
 
 # In workflows and steps
 from .current import current
+from .gather import agather, gather
 
 # Declaring
 from .task import Step, Workflow, as_step, step, workflow
@@ -34,9 +35,11 @@ __all__ = [
     "WorkflowHandle",
     "WorkflowStatus",
     "__version__",
+    "agather",
     "as_step",
     "current",
     "exceptions",
+    "gather",
     "get_workflow_status",
     "install",
     "list_workflow_steps",

@@ -42,6 +42,8 @@ class Config:
     #: Largest serialized value, in bytes.
     max_payload: int = 16 * 1024 * 1024
     nondeterminism: str = "error"
+    #: Show each executed step as a task in Flower and ``celery events``; "auto": while the worker sends task events.
+    step_events: str | bool = "auto"
     #: Set this if the database is reached through pgbouncer in transaction mode.
     pgbouncer: bool = False
 
@@ -71,13 +73,18 @@ class Config:
 
     def _check_choices(self) -> None:
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
+            given = getattr(self, name)
+            # By type, too: to Python 1 is True.
+            if not any(type(given) is type(choice) and given == choice for choice in allowed):
                 choices = ", ".join(repr(choice) for choice in allowed)
-                raise ConfigurationError(f"durable_{name} is {getattr(self, name)!r}; choose one of {choices}.")
+                raise ConfigurationError(f"durable_{name} is {given!r}; choose one of {choices}.")
 
 
 _FIELDS = {each.name: each for each in fields(Config)}
-_CHOICES = {"nondeterminism": ("error", "warn")}
+_CHOICES: dict[str, tuple[str | bool, ...]] = {
+    "nondeterminism": ("error", "warn"),
+    "step_events": ("auto", True, False),
+}
 _DURATIONS = {
     "heartbeat_interval",
     "lease",

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
+from typing import Any, NoReturn
 
 from celery import _state
 
+from .config import seconds
 from .engine.context import Attempt, RunningStep, current_attempt, current_step
 from .exceptions import NotInWorkflow
+from .task import Step
+
+
+class TaskStep:
+    """A step that a worker runs as a plain Celery task: Celery's own retry and limits hold."""
+
+    deadline = None
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self.name: str = task.name
+        self.attempt: int = (task.request.retries or 0) + 1
+
+    def remaining(self) -> None:
+        """Return None: Celery's limits don't say."""
+
+    def retry(self, exc: Exception | None = None, countdown: float | timedelta | None = None) -> NoReturn:
+        """Let Celery retry the task."""
+        delay = None if countdown is None else seconds(countdown, "countdown", zero=True)
+        raise self._task.retry(exc=exc, countdown=delay)
 
 
 class Current:
@@ -27,15 +50,41 @@ class Current:
         return self._attempt().fence.attempt
 
     @property
-    def step(self) -> RunningStep:
-        """The running step: ``name``, ``attempt`` (number of the try, from 1), ``deadline``, ``remaining()``.
+    def step(self) -> RunningStep | TaskStep:
+        """The running step: ``name``, ``attempt``, ``deadline``, ``remaining()`` and ``retry(exc=None, countdown=None)``.
 
-        Raises NotInWorkflow outside a step of a workflow.
+        ``attempt`` is the number of the try, from 1; ``deadline`` the end of the try on ``time.monotonic``'s clock,
+        ``remaining()`` the seconds until then, both None without a limit. A step that a worker runs as a plain task
+        has them, too, by Celery's own means. Raises NotInWorkflow elsewhere.
         """
         step = current_step()
-        if step is None:
-            raise NotInWorkflow("durable.current.step is only there in a step that a workflow has called.")
-        return step
+        if step is not None:
+            return step
+        task = _state.get_current_task()
+        if isinstance(task, Step) and task.request.id:
+            return TaskStep(task)
+        raise NotInWorkflow("durable.current.step is only there in a step that a workflow has called.")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the workflow was cancelled, has run out of time, or was taken over by another worker.
+
+        For loops in long steps, which nothing interrupts; asks the database at most once a second. False outside a
+        workflow, and while the database can't be reached.
+        """
+        attempt = current_attempt()
+        return attempt is not None and attempt.is_over()
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection of a step with ``atomic=True``, in the transaction that its checkpoint will be in.
+
+        It can't be committed by the step. Raises NotInWorkflow in any other step, and outside one.
+        """
+        step = current_step()
+        if step is None or step.connection is None:
+            raise NotInWorkflow("durable.current.connection is only there in a step with atomic=True.")
+        return step.connection
 
     @property
     def idempotency_key(self) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 from uuid import UUID
 
+from billiard import current_process
 from celery import Task
 from celery import states as celery_states
 from celery.app.task import Context
@@ -24,6 +25,7 @@ from .engine.context import WHILE_ALIVE, Attempt, boot_time
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
 from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
+from .events import is_watched
 from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError
 from .installation import Installation
 from .publisher import Start, birth_of, retries_of
@@ -48,7 +50,7 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     found = message.take()
     if isinstance(found, StoredOutcome):
         return message.deliver_stored(found)
-    attempt = Attempt.of(installation.engine, task.name, found, message.claimed_at)
+    attempt = Attempt.of(installation.engine, task.name, found, message.claimed_at, **message.facts())
     installation.observers.tell("claimed", attempt.id, attempt.fence.attempt)
     message.store_started()
     outcome = runner.call_body(attempt, _without_exit(body), lambda error: _translated(attempt, error))
@@ -75,6 +77,16 @@ class _Message:
         self.is_foreign = getattr(self.request, HEADER, None) is None
         #: The boot time before the claim was sent.
         self.claimed_at = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """Return what an attempt knows of the message and the process that have begun it."""
+        return {
+            "root_id": self.request.root_id or self.id,
+            "worker": self.request.hostname or "",
+            "watched": is_watched(self.request, self.installation.config),
+            "killable": _is_pool_process(),
+            "show_state": self.show_state,
+        }
 
     def take(self) -> Claim | StoredOutcome:
         """Take the workflow, or an outcome that is still to be delivered; raise Ignore if there is neither."""
@@ -246,6 +258,10 @@ class _Message:
     def store_revoked(self) -> None:
         self._store("REVOKED", lambda backend: backend.mark_as_revoked(self.id, "cancelled", request=self.request))
 
+    def show_state(self, state: str | None, meta: Any) -> None:
+        """Store what a running step says of itself by Celery's ``update_state``."""
+        self._store(str(state), lambda backend: backend.store_result(self.id, meta, state, request=self.request))
+
     def keep_stored_state(self) -> None:
         """The state is stored already; Celery's tracer would store it again, perhaps over a later outcome."""
         self.request.ignore_result = True
@@ -267,6 +283,11 @@ def _node_of(request: Context) -> UUID:
             "loads, before the worker starts."
         )
     return UUID(node)
+
+
+def _is_pool_process() -> bool:
+    """Tell whether this process may be killed without taking the whole worker along."""
+    return bool(current_process()._identity)
 
 
 def _translated(attempt: Attempt, error: Exception) -> Outcome | None:

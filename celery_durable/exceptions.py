@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.exceptions import MaxRetriesExceededError as MaxRetriesExceededError
 from celery.exceptions import SoftTimeLimitExceeded as SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError, OperationalError
 

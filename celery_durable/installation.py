@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
 from celery import Celery, _state
 
 from .config import Config, check_names, setting_names
-from .engine.context import Engine
+from .connections import DjangoConnections
+from .engine.context import Engine, current_attempt
 from .engine.observer import Observers
+from .events import StepEvents
 from .exceptions import NotInstalled
 from .monitoring import LogObserver
 from .recovery import Recovery, Send
@@ -32,6 +34,8 @@ class Installation:
         self.settings = settings
         self.observers = Observers()
         self.observers.add(LogObserver())
+        self.observers.add(StepEvents(app))
+        self.observers.add(DjangoConnections())
         #: The node of this worker's main process, while there is one.
         self.node: Any = None
 
@@ -53,7 +57,7 @@ class Installation:
         """How values are stored."""
         conf = self.app.conf
         serializer = self.config.serializer or conf.task_serializer
-        return Codec.of(serializer, conf.accept_content, self.config.max_payload)
+        return Codec.of(serializer, conf.accept_content, self.config.max_payload, conf.task_compression)
 
     @cached_property
     def store(self) -> Store:
@@ -136,6 +140,10 @@ def find(app: Celery | None = None) -> Installation:
     """
     if app is not None:
         return installed_on(app)
+    attempt = current_attempt()
+    if attempt is not None:
+        # Asked of the dictionary, so that no other app's engine is built for it.
+        return next(found for found in _installations() if vars(found).get("engine") is attempt.engine)
     task = _state.get_current_task()
     for candidate in (task.app if task is not None else None, _state._get_current_app()):
         if candidate is not None and (found := registered(candidate)) is not None:
@@ -147,6 +155,10 @@ def find(app: Celery | None = None) -> Installation:
         raise NotInstalled()
     names = ", ".join(sorted(_label(candidate) for candidate in candidates))
     raise NotInstalled(f"celery_durable is installed on several apps ({names}): say which one with app=….")
+
+
+def _installations() -> Iterator[Installation]:
+    return (found for app in list(_apps) if (found := registered(app)) is not None)
 
 
 def _label(app: Celery) -> str:

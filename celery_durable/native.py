@@ -26,6 +26,12 @@ def original(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def under_gevent() -> bool:
+    """Tell whether gevent runs this process."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
 def under_eventlet() -> bool:
     """Tell whether eventlet runs this process."""
     patcher = sys.modules.get("eventlet.patcher")

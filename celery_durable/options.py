@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
 import warnings
@@ -11,19 +13,22 @@ from typing import Any
 from celery import Task
 
 from .config import seconds
-from .engine.retry import RetryPolicy
+from .engine.retry import DEFAULT_RETRIES, RetryPolicy
 from .engine.step import StepSpec
 from .exceptions import ConfigurationError
 from .serialization import printable
+from .shapes import shape_of
 
 MAX_NAME = 255
 _COUNTED = re.compile(r"#\d+$")
-DEFAULT_RETRIES = 3
 _RETRY_OPTIONS = ("max_retries", "retry_backoff", "retry_backoff_max", "retry_backoff_rate", "retry_jitter")
 STEP_OPTIONS = (
     "autoretry_for", "dont_autoretry_for", "retry_if", "max_retries", "retry_backoff", "retry_backoff_rate",
     "retry_backoff_max", "retry_jitter", "default_retry_delay", "retry_kwargs", "throws", "soft_time_limit",
+    "time_limit", "cancellable", "atomic", "serializer", "compression",
 )  # fmt: skip
+#: What ``as_step`` takes over of a Celery task.
+_OF_A_TASK = STEP_OPTIONS[: STEP_OPTIONS.index("throws") + 1]
 
 
 def given(cls: type, names: tuple[str, ...] = STEP_OPTIONS) -> dict[str, Any]:
@@ -42,15 +47,67 @@ def given(cls: type, names: tuple[str, ...] = STEP_OPTIONS) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None or name == "max_retries"}
 
 
-def step_spec(name: str, options: Mapping[str, Any], *, celery_arithmetic: bool = False) -> StepSpec:
+def task_options(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a step that is an unmodified task.
+
+    Celery itself retries it as it was declared, so its own options count only where ``options`` change them.
+    """
+    theirs = {name: getattr(task, name) for name in _OF_A_TASK if hasattr(task, name)}
+    if options:
+        return {**theirs, **options}
+    return {name: theirs[name] for name in ("max_retries", "throws") if name in theirs}
+
+
+def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any]) -> StepSpec:
     """Return a step's policies; raise ConfigurationError for a value that can't be meant."""
     check_name(name)
-    limit = options.get("soft_time_limit")
-    return StepSpec(
+    spec = StepSpec(
         name=name,
-        retry=_retry_policy(options, celery_arithmetic=celery_arithmetic),
-        soft_time_limit=None if limit is None else seconds(limit, "soft_time_limit"),
+        retry=_retry_policy(options),
+        throws=_exceptions(options, "throws"),
+        soft_time_limit=_limit(options, "soft_time_limit"),
+        time_limit=_limit(options, "time_limit"),
+        cancellable=_flag(options, "cancellable"),
+        atomic=_flag(options, "atomic"),
+        is_async=is_async(function),
+        serializer=options.get("serializer"),
+        compression=options.get("compression"),
+        shape=shape_of(function),
     )
+    if spec.atomic and spec.is_async:
+        raise ConfigurationError(f"The step {name} can't be atomic and async: its transaction belongs to one thread.")
+    return spec
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether calling this returns a coroutine."""
+    function = _unwrapped(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def check_function(function: Callable[..., Any], what: str) -> None:
+    """Raise ConfigurationError for a generator, whose values nobody would take."""
+    plain = _unwrapped(function)
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise ConfigurationError(f"A {what} can't be a generator, as {plain.__qualname__} is: return a list.")
+
+
+def _unwrapped(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.unwrap(function)
+
+
+def _limit(options: Mapping[str, Any], name: str) -> float | None:
+    value = options.get(name)
+    return None if value is None else seconds(value, name)
+
+
+def _flag(options: Mapping[str, Any], name: str) -> bool:
+    value = options.get(name, False)
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}.")
+    return value
 
 
 def check_name(name: str) -> None:
@@ -105,7 +162,7 @@ def check_bypass(cls: type, ours: type) -> None:
             )
 
 
-def _retry_policy(options: Mapping[str, Any], *, celery_arithmetic: bool) -> RetryPolicy:
+def _retry_policy(options: Mapping[str, Any]) -> RetryPolicy:
     retry_kwargs = dict(options.get("retry_kwargs") or {})
     backoff = _backoff(options.get("retry_backoff"))
     delay = retry_kwargs.get("countdown", options.get("default_retry_delay", 180))
@@ -120,7 +177,7 @@ def _retry_policy(options: Mapping[str, Any], *, celery_arithmetic: bool) -> Ret
         retry_backoff_max=seconds(options.get("retry_backoff_max", 600), "retry_backoff_max"),
         retry_jitter=bool(options.get("retry_jitter", True)),
         default_retry_delay=seconds(delay, "default_retry_delay", zero=True),
-        whole_seconds=celery_arithmetic,
+        asked_retries=_max_retries({**options, **retry_kwargs}, DEFAULT_RETRIES),
     )
 
 

@@ -19,6 +19,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from .envelope import HEADER, is_id
+from .events import WATCHED_PROPERTY, sends_task_events
 from .installation import registered
 from .serialization import printable
 
@@ -55,8 +56,11 @@ class DurableRequest(Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.node is not None:
-            properties = {**(self._request_dict.get("properties") or {}), NODE_PROPERTY: str(self.node.id)}
-            self._request_dict["properties"] = properties
+            self.tell_process(NODE_PROPERTY, str(self.node.id))
+
+    def tell_process(self, name: str, value: Any) -> None:
+        """Let the pool process know something that only the worker's main process knows."""
+        self._request_dict["properties"] = {**(self._request_dict.get("properties") or {}), name: value}
 
     @property
     def node(self) -> NodeLike | None:
@@ -149,6 +153,7 @@ def _starting(execute: Callable[..., Any]) -> Callable[..., Any]:
     def execute_using_pool(self: DurableRequest, pool: Any, **kwargs: Any) -> Any:
         if self.node is not None:
             self.node.started(self)
+        self.tell_process(WATCHED_PROPERTY, self.task.send_events and sends_task_events(self._eventer))
         try:
             return execute(self, pool, **kwargs)
         except BaseException:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from celery import Task, _state, shared_task
-from celery.app.task import Context
 
+from . import inline
 from .client import Result, WorkflowHandle
 from .config import seconds
 from .delivery import deliver
+from .engine import loop
 from .engine.context import Attempt, current_attempt, current_step, only_bodies_here
-from .engine.step import StepSpec, call_step
+from .engine.limits import soft_limit
+from .engine.step import Body, StepSpec, call_step
 from .exceptions import ConfigurationError, NotInWorkflow
+from .inline import InlineBody
 from .installation import installed_on
-from .options import check_bypass, check_count, given, retry_any_error, step_spec, warn_if_never_retried
+from .options import (
+    check_bypass,
+    check_count,
+    check_function,
+    given,
+    retry_any_error,
+    step_spec,
+    task_options,
+    warn_if_never_retried,
+)
 from .publisher import Publication
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 if TYPE_CHECKING:
 
@@ -39,6 +54,14 @@ else:
 
         def __class_getitem__(cls, item):
             return cls
+
+        def _get_request(self):
+            # On the event loop, where functions take turns, no stack of a thread can know whose request it is.
+            if self.request_stack.top is None and (request := inline.awaited_request(self)) is not None:
+                return request
+            return super()._get_request()
+
+        request = property(_get_request)
 
 
 class _DurableType(type):
@@ -89,6 +112,7 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
     @classmethod
     def _declare(cls) -> None:
         check_bypass(cls, Workflow)
+        check_function(cls.run, "workflow")
         check_count(cls.max_recovery_attempts, "max_recovery_attempts")
         if cls.workflow_timeout is not None:
             seconds(cls.workflow_timeout, "workflow_timeout")
@@ -103,7 +127,15 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
         if not self._is_delivered():
             return cast(R, body())
         installation = installed_on(self.app)
-        return cast(R, deliver(installation, self, body, max_crashes=self._max_crashes()))
+        return cast(R, deliver(installation, self, lambda: self._to_its_end(body()), max_crashes=self._max_crashes()))
+
+    def _to_its_end(self, value: Any) -> Any:
+        """Run an async function on the event loop of this process."""
+        attempt = current_attempt()
+        if attempt is None or not inspect.iscoroutine(value):
+            return value
+        with inline.awaiting(self, self.request):
+            return loop.run_function(attempt, value)
 
     def apply_async(
         self,
@@ -130,6 +162,10 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
         result.ignored = publication.ignore_result
         return cast("WorkflowHandle[R]", result)
 
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]:
+        """Start a workflow as ``delay`` does, without blocking the event loop."""
+        return await off_the_loop(functools.partial(self.delay, *args, **kwargs))
+
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowHandle[R]:  # noqa: N802 - Celery's name
         """Return the handle of a workflow of this task."""
         return WorkflowHandle(task_id, app=self.app, **{"backend": self.backend, "task_name": self.name, **kwargs})
@@ -151,9 +187,10 @@ class Step(_Task[P, R], metaclass=_DurableType):
     never runs again, and every replay sees the same. A step that was running when its worker died runs again:
     ``durable.current.idempotency_key`` is what makes that harmless. Anywhere else it is a plain Celery task.
 
-    Options: Celery's for retries (``autoretry_for``, ``max_retries``, ``retry_backoff`` … all durations in
-    seconds), ``retry_if`` (a predicate of the exception), ``retry_backoff_rate`` (factor, 2.0) and
-    ``soft_time_limit`` (seconds or timedelta a try; raises StepTimeout in the body).
+    Options, by Celery's names where Celery has one (``docs/steps.md`` has the table; durations in seconds or
+    timedelta): ``name``, ``autoretry_for``, ``dont_autoretry_for``, ``retry_if``, ``max_retries``, ``retry_backoff``,
+    ``retry_backoff_rate``, ``retry_backoff_max``, ``retry_jitter``, ``default_retry_delay``, ``retry_kwargs``,
+    ``throws``, ``soft_time_limit``, ``time_limit``, ``cancellable``, ``atomic``, ``serializer``, ``compression``.
     """
 
     abstract = True
@@ -162,94 +199,158 @@ class Step(_Task[P, R], metaclass=_DurableType):
     @classmethod
     def _declare(cls) -> None:
         check_bypass(cls, Step)
+        check_function(cls.run, "step")
         options, name = given(cls), cls.name or f"{cls.__module__}.{cls.__qualname__}"
         warn_if_never_retried(name, options)
-        cls.durable_spec = step_spec(name, options)
-        limit = cls.durable_spec.soft_time_limit
-        if limit is not None:
-            cls.soft_time_limit = limit  # Celery wants seconds where it runs the step as a task
+        cls.durable_spec = step_spec(name, options, cls.run)
+        for option in ("soft_time_limit", "time_limit"):
+            limit = getattr(cls.durable_spec, option)
+            if limit is not None:
+                setattr(cls, option, limit)  # Celery wants seconds where it runs the step as a task
 
     if TYPE_CHECKING:
 
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]: ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the step: checkpointed in a workflow, else as the plain function that it is."""
-        attempt = caller_of(self.name)
-        if attempt is None:
-            return cast(R, super().__call__(*args, **kwargs))
-        body = functools.partial(self._call_inline, attempt, super().__call__)
-        return cast(R, call_step(attempt, self.durable_spec, body, args, kwargs))
+        """Run the step: checkpointed in a workflow, else as the plain function that it is.
 
-    def retry(self, *args: Any, exc: Exception | None = None, **kwargs: Any) -> Any:
-        """In an inline step, fail this try; its policy decides about the next one."""
-        if self.request.get("durable_inline"):
-            raise (exc if exc is not None else self.MaxRetriesExceededError(f"The step {self.name} asked for a retry."))
-        return super().retry(*args, exc=exc, **kwargs)
+        An ``async def`` step is awaited; where nothing can await it, in a function that isn't async itself or run
+        by a worker as a task, it is run to its end.
+        """
+        value = self.durable_step.call(args, kwargs)
+        if inspect.iscoroutine(value) and self._is_delivered():
+            with inline.awaiting(self, self.request):
+                return cast(R, loop.run(value))
+        return cast(R, value)
+
+    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Return what an async workflow awaits to run the step without blocking the event loop."""
+        return self.durable_step.acall(args, kwargs)
+
+    @property
+    def durable_step(self) -> Callables:
+        """How it is called in a workflow, and elsewhere."""
+        run = super().__call__
+        return Callables(self.durable_spec, run, InlineBody(self, run, as_celery=False))
+
+    def update_state(
+        self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
+    ) -> None:
+        """Store a state as Celery does; in an inline step it is that of the workflow."""
+        if inline.is_inline(self):
+            inline.update_state(self, task_id, state, meta, kwargs)
+        else:
+            super().update_state(task_id, state, meta, **kwargs)
 
     def push_request(self, *args: Any, **kwargs: Any) -> None:
         """Let the body see the inline request, which older Celery hides behind an empty one."""
-        inline = vars(self.request) if self.request.get("durable_inline") else {}
-        super().push_request(*args, **{**inline, **kwargs})
+        request = vars(self.request) if inline.is_inline(self) else {}
+        super().push_request(*args, **{**request, **kwargs})
 
-    def _call_inline(self, attempt: Attempt, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call the body with a request of its own, so that a bound step sees itself and not its workflow."""
-        step = current_step()
-        assert step is not None
-        context = Context(
-            id=step.idempotency_key,
-            parent_id=attempt.id,
-            args=args,
-            kwargs=kwargs,
-            retries=step.attempt - 1,
-            called_directly=False,
-            durable_inline=True,
-            hostname=(_state.get_current_task() or self).request.hostname,
-        )
-        _state._task_stack.push(self)
-        self.request_stack.push(context)
-        try:
-            return run(*args, **kwargs)
-        finally:
-            self.request_stack.pop()
-            _state._task_stack.pop()
+    def _is_delivered(self) -> bool:
+        request = self.request
+        return bool(request.id) and not request.called_directly and current_attempt() is None
 
 
 class InlineStep(Generic[P, R]):
     """A callable, or an existing task, as a step; made by ``as_step``."""
 
-    def __init__(self, target: Callable[P, R], spec: StepSpec) -> None:
+    def __init__(self, target: Callable[P, R], spec: StepSpec, body: Body) -> None:
         self._target = target
-        self._spec = spec
+        self.durable_spec = spec
+        self.durable_step = Callables(spec, target, body)
         functools.update_wrapper(self, target, updated=())
 
     @property
     def name(self) -> str:
         """The name under which its outcome is kept."""
-        return self._spec.name
+        return self.durable_spec.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the step: checkpointed in a workflow, else as the plain call that it is."""
-        attempt = caller_of(self.name)
-        if attempt is None:
-            return self._target(*args, **kwargs)
-        return cast(R, call_step(attempt, self._spec, self._target, args, kwargs))
+        return cast(R, self.durable_step.call(args, kwargs))
+
+    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Return what an async workflow awaits to run the step without blocking the event loop."""
+        return self.durable_step.acall(args, kwargs)
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Send the task to its queue; only for a Celery task."""
-        return self._task().apply_async(args, kwargs)
-
-    def s(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the task's signature; only for a Celery task."""
-        return self._task().s(*args, **kwargs)
-
-    def _task(self) -> Any:
         if not isinstance(self._target, Task):
             raise ConfigurationError(f"The step {self.name} is a plain function, which has no queue: call it.")
-        return self._target
+        return self._target.apply_async(args, kwargs)
+
+    def s(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a signature, for ``gather``; that of a Celery task is one for Celery's canvas, too."""
+        if not isinstance(self._target, Task):
+            return StepSignature(self, args, kwargs)
+        signature = self._target.s(*args, **kwargs)
+        signature.durable_step = self.durable_step
+        return signature
+
+
+@dataclass(frozen=True, slots=True)
+class StepSignature:
+    """A call of a step that isn't a task, to be made by ``gather``."""
+
+    step: InlineStep[Any, Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def durable_step(self) -> Callables:
+        """How the step is called."""
+        return self.step.durable_step
+
+
+@dataclass(frozen=True, slots=True)
+class Callables:
+    """A step's policies, and what they call: ``body`` in a workflow, plainly ``run`` elsewhere."""
+
+    spec: StepSpec
+    run: Body
+    body: Body
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the step; an async one gives a coroutine to an async function."""
+        attempt = caller_of(self.spec.name)
+        if attempt is None:
+            return self._call_plainly(args, kwargs)
+        if self.spec.is_async and attempt.on_loop:
+            return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
+        return call_step(attempt, self.spec, self.blocking, args, kwargs)
+
+    def acall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """Return what is awaited for the step's value; its key is settled now."""
+        attempt = caller_of(self.spec.name)
+        if attempt is None:
+            plain = functools.partial(self._call_plainly, args, kwargs)
+            return cast("Coroutine[Any, Any, Any]", plain()) if self.spec.is_async else off_the_loop(plain)
+        if not attempt.on_loop:
+            raise NotInWorkflow(f"Only an async workflow can await acall(): call the step {self.spec.name} itself.")
+        return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
+
+    def blocking(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the body, and wait for it in this thread."""
+        value = self.body(*args, **kwargs)
+        return loop.run(value) if self.spec.is_async else value
+
+    def _call_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call it as part of another step, where its own limit holds as well, or outside a workflow."""
+        outer, spec = current_step(), self.spec
+        if outer is None or spec.soft_time_limit is None or spec.is_async:
+            return self.run(*args, **kwargs)
+        with soft_limit(spec.soft_time_limit, f"The step {spec.name!r}") as limit, outer.until(limit.deadline):
+            return self.run(*args, **kwargs)
+
+
+async def off_the_loop(blocking: Callable[[], T]) -> T:
+    """Await something that blocks, in a thread."""
+    return await asyncio.to_thread(blocking)
 
 
 def caller_of(name: str) -> Attempt | None:
@@ -271,17 +372,21 @@ def caller_of(name: str) -> Attempt | None:
 def as_step(target: Callable[P, R], *, name: str | None = None, **options: Any) -> InlineStep[P, R]:
     """Make a step of any callable, or of an existing Celery task that stays as it is.
 
-    ``options`` are those of ``Step``. Of a task it takes over name and retry options, with Celery's own
-    arithmetic. A lambda must be given a name. Nothing is registered. Raises ConfigurationError.
+    ``options`` are those of ``Step``. A lambda must be given a name. Nothing is registered. Of a task it takes over
+    name and retry options: without ``options`` Celery's own ``autoretry_for`` decides, with Celery's own arithmetic;
+    with any, they and the task's make a policy of ours. Raises ConfigurationError.
     """
     if not callable(target):
         raise ConfigurationError(f"A step must be callable, not {target!r}.")
-    if isinstance(target, Task):
-        task: Any = target
-        # Touching run evaluates a lazy task, so that its class tells its options.
-        merged = {**_options_of_task(task), **options}
-        return InlineStep(target, step_spec(name or task.name, merged, celery_arithmetic=not options))
-    return InlineStep(target, step_spec(name or name_of(target), retry_any_error(options)))
+    if not isinstance(target, Task):
+        check_function(target, "step")
+        return InlineStep(target, step_spec(name or name_of(target), retry_any_error(options), target), target)
+    task: Any = target
+    if isinstance(task, Workflow):
+        raise ConfigurationError(f"{task.name} is a workflow, which can't be a step: start it with delay().")
+    inline.adopt(task)
+    body = InlineBody(task, task, as_celery=not options)
+    return InlineStep(target, step_spec(name or task.name, task_options(task, options), task.run), body)
 
 
 def name_of(target: Callable[..., Any]) -> str:
@@ -290,12 +395,6 @@ def name_of(target: Callable[..., Any]) -> str:
         target = target.func
     named: Any = target if hasattr(target, "__qualname__") else type(target)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _options_of_task(task: Task) -> dict[str, Any]:
-    names = ("autoretry_for", "dont_autoretry_for", "max_retries", "retry_backoff", "retry_backoff_max",
-             "retry_jitter", "default_retry_delay", "retry_kwargs", "throws")  # fmt: skip
-    return {name: getattr(task, name) for name in names if hasattr(task, name)}
 
 
 @overload

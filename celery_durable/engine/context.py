@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
 
 from .. import states
-from ..exceptions import Cancelled, ControlFlow, HandedOver, NondeterminismError, NotInWorkflow, OwnershipLost
+from ..config import seconds
+from ..exceptions import (
+    Cancelled,
+    ControlFlow,
+    DatabaseUnavailable,
+    HandedOver,
+    MaxRetriesExceededError,
+    NondeterminismError,
+    NotInWorkflow,
+    OwnershipLost,
+)
 from ..serialization import Codec
-from ..store import Store
+from ..store import StepRecord, Store
 from ..store.rows import Checkpoint, Claim, Fence, Standing, StoredMessage
 from .observer import Observers
+from .retry import DEFAULT_RETRIES, TryAgain
 
 logger = logging.getLogger("celery_durable")
 
@@ -48,29 +62,89 @@ class RunningStep:
     name: str
     key: str
     idempotency_key: str
+    #: Retries that the body may ask for itself; None for ever.
+    asked_retries: int | None = DEFAULT_RETRIES
     #: Number of the try, from 1.
     attempt: int = 1
     #: When the try times out, on the monotonic clock.
     deadline: float | None = None
+    #: The connection of an atomic step, in its transaction.
+    connection: Any = None
 
     def remaining(self) -> float | None:
         """Return the seconds until this try times out, or None if it has no limit."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
+    @contextmanager
+    def until(self, deadline: float | None) -> Iterator[None]:
+        """Let an earlier deadline hold in the block."""
+        outer = self.deadline
+        self.deadline = min((each for each in (outer, deadline) if each is not None), default=None)
+        try:
+            yield
+        finally:
+            self.deadline = outer
+
+    def retry(self, exc: Exception | None = None, countdown: float | timedelta | None = None) -> NoReturn:
+        """End this try and ask for another one: ``raise durable.current.step.retry(countdown=30)``.
+
+        ``countdown`` is in seconds or a timedelta (a ``Retry-After``, say); without it the step's own delay counts.
+        As with Celery's ``self.retry``, the step's ``max_retries`` holds (3 if it has no retry options); when they
+        are used up, ``exc``, the error being handled, or MaxRetriesExceededError is raised. The failed try is
+        recorded, and a long delay gives the worker back.
+        """
+        delay = None if countdown is None else seconds(countdown, "countdown", zero=True)
+        error = exc or sys.exc_info()[1]
+        if self.asked_retries is not None and self.attempt > self.asked_retries:
+            raise error or MaxRetriesExceededError(f"The step {self.key!r} has used up its {self.attempt} tries.")
+        raise TryAgain(error if isinstance(error, Exception) else None, delay)
+
+
+@dataclass(slots=True)
+class Branch:
+    """A sequence of calls that is the same on every replay: the function itself, or one of its asyncio tasks."""
+
+    #: Empty for the function, ``2`` for its second task, ``2.1`` for the first task of that one.
+    path: str = ""
+    calls: dict[str, int] = field(default_factory=dict)
+    tasks: int = 0
+
+    def key_of(self, name: str) -> str:
+        """Return the key of the next call of this name: ``charge``, ``charge#2``, … ``charge@1``, ``charge@1#2``."""
+        self.calls[name] = count = self.calls.get(name, 0) + 1
+        place = f"{name}@{self.path}" if self.path else name
+        return place if count == 1 else f"{place}#{count}"
+
+    def fork(self) -> Branch:
+        """Begin the branch of a new task."""
+        self.tasks += 1
+        return Branch(f"{self.path}.{self.tasks}" if self.path else str(self.tasks))
+
 
 @dataclass(slots=True)
 class Attempt:
-    """One claim of a workflow, being run by this thread."""
+    """One claim of a workflow, being run by one thread, or by the process's event loop."""
 
     engine: Engine
     name: str
     fence: Fence
     history: dict[str, Checkpoint]
     signal: int
+    #: Crashes since the last new checkpoint.
+    crashes: int = 0
+    root_id: str = ""
+    #: Host name of the node, as Celery has it.
+    worker: str = ""
+    #: Somebody wants to be told of every step.
+    watched: bool = False
+    #: This is a pool process, which a hard time limit may kill.
+    killable: bool = False
+    #: Shows a state and its facts in Celery's result backend.
+    show_state: Callable[[str | None, Any], None] = lambda state, meta: None
     #: The first unsettled step after a crash writes its try before its body.
     after_crash: bool = False
-    calls: dict[str, int] = field(default_factory=dict)
     seq: int = 0
+    root: Branch = field(default_factory=Branch)
     #: What unwinds the function; once set, every durable call raises it again.
     unwinding: ControlFlow | None = None
     nondeterminism: NondeterminismError | None = None
@@ -80,12 +154,23 @@ class Attempt:
     successor_delay: float = 0.0
     #: When the statement was sent that last found the run well.
     last_look: float = 0.0
+    #: The database's time at boot time zero: times of errors come from the one clock that all workers share.
+    epoch: datetime | None = None
     thread: int = field(default_factory=threading.get_ident)
+    #: The function is a coroutine, and the thread is that of the event loop.
+    on_loop: bool = False
+    #: The steps that run on the event loop.
+    flights: Any = None
+    over: bool = False
+    asked_at: float = 0.0
 
     @classmethod
-    def of(cls, engine: Engine, name: str, claim: Claim, claimed_at: float) -> Attempt:
+    def of(cls, engine: Engine, name: str, claim: Claim, claimed_at: float, **facts: Any) -> Attempt:
         """Begin an attempt with what the claim returned; ``claimed_at`` is the boot time before it was sent."""
-        attempt = cls(engine, name, claim.fence, claim.history, claim.signal, after_crash=claim.crashes > 0)
+        attempt = cls(
+            engine, name, claim.fence, claim.history, claim.signal, claim.crashes,
+            after_crash=claim.crashes > 0, epoch=claim.now - timedelta(seconds=boot_time()), **facts,
+        )  # fmt: skip
         attempt.confirm(claimed_at)
         attempt.seq = max((step.seq for step in claim.history.values()), default=0)
         return attempt
@@ -96,9 +181,17 @@ class Attempt:
         return self.fence.id
 
     def key_of(self, name: str) -> str:
-        """Return the key of the next call of this name: ``charge``, ``charge#2``, …"""
-        self.calls[name] = self.calls.get(name, 0) + 1
-        return name if self.calls[name] == 1 else f"{name}#{self.calls[name]}"
+        """Return the key of the next call of this name in the calling branch."""
+        return (_branch.get() or self.root).key_of(name)
+
+    def take_suspicion(self) -> bool:
+        """Tell whether the step that starts now may be the one that crashed; only the first one may."""
+        suspicious, self.after_crash = self.after_crash, False
+        return suspicious
+
+    def now(self) -> datetime | None:
+        """Return the database's time, by this machine's boot clock."""
+        return None if self.epoch is None else self.epoch + timedelta(seconds=boot_time())
 
     def next_seq(self) -> int:
         """Return the place of a step that runs for the first time."""
@@ -113,12 +206,16 @@ class Attempt:
         """Return the id of the next child workflow of this task: the same on every replay."""
         return str(uuid.uuid5(_KEYS, f"{self.id}\x00child\x00{self.key_of(f'child of {name}')}"))
 
-    def check_caller(self) -> None:
-        """Raise what unwinds this attempt, and NotInWorkflow in a thread that the user made."""
+    def check_going(self) -> None:
+        """Raise what unwinds this attempt."""
         if self.unwinding is not None:
             raise self.unwinding
         if self.nondeterminism is not None:
             raise self.nondeterminism
+
+    def check_caller(self) -> None:
+        """Raise what unwinds this attempt, and NotInWorkflow in a thread that the user made."""
+        self.check_going()
         if threading.get_ident() != self.thread:
             raise NotInWorkflow(
                 f"The workflow {self.id} made a durable call in a thread of its own, where the order of calls "
@@ -134,17 +231,41 @@ class Attempt:
         """Note that a statement which was sent then has found the run well."""
         self.last_look = sent_at
 
-    def look_if_stale(self) -> None:
-        """Read how the run stands if the last look is too old to start a body; unwind if it isn't well."""
+    @property
+    def is_stale(self) -> bool:
+        """Whether the last look is too old to start a body."""
+        return boot_time() - self.last_look > min(LONGEST_BLIND, self.engine.lease / 2)
+
+    def look(self) -> None:
+        """Read how the run stands; unwind if it isn't well."""
         now = boot_time()
-        if now - self.last_look <= min(LONGEST_BLIND, self.engine.lease / 2):
-            return
-        look = self.engine.store.workflows.look(self.fence, patience=WHILE_ALIVE)
-        if look is None or not look.mine:
-            self.judge(None)
-        else:
-            self.judge(Standing(look.state, look.draining, look.late))
+        self.judge(self.standing(WHILE_ALIVE))
         self.confirm(now)
+
+    def standing(self, patience: float) -> Standing | None:
+        """Read how the run stands; None: it isn't ours any more."""
+        look = self.engine.store.workflows.look(self.fence, patience=patience)
+        return None if look is None or not look.mine else Standing(look.state, look.draining, look.late)
+
+    def is_over(self) -> bool:
+        """Tell whether the workflow was cancelled, ran out of time or was taken over; asks at most once a second."""
+        now = boot_time()
+        if not self.over and now - self.asked_at >= LONGEST_BLIND:
+            self.asked_at = now
+            try:
+                standing = self.standing(0)
+            except DatabaseUnavailable as error:
+                logger.warning("Whether the workflow %s is cancelled can't be seen now: %s", self.id, error)
+            else:
+                self.over = standing is None or standing.state != states.RUNNING or standing.late
+        return self.over
+
+    def save(self, records: Sequence[StepRecord]) -> bool:
+        """Record outcomes the fast way, in one statement; False: nothing was written."""
+        checkpoints = self.engine.store.checkpoints
+        if len(records) == 1:
+            return checkpoints.save(self.fence, records[0], patience=WHILE_ALIVE)
+        return checkpoints.save_many(self.fence, records, patience=WHILE_ALIVE)
 
     def judge(self, standing: Standing | None) -> None:
         """Unwind if the run isn't well."""
@@ -160,6 +281,7 @@ class Attempt:
 
 
 _attempt: ContextVar[Attempt | None] = ContextVar("celery_durable_attempt", default=None)
+_branch: ContextVar[Branch | None] = ContextVar("celery_durable_branch", default=None)
 _step: ContextVar[RunningStep | None] = ContextVar("celery_durable_step", default=None)
 
 
@@ -190,6 +312,16 @@ def current_step() -> RunningStep | None:
     return _step.get()
 
 
+def current_branch() -> Branch | None:
+    """Return the branch that the calling code belongs to; None inside a step, whose tasks are its own affair."""
+    return None if _step.get() is not None or _attempt.get() is None else _branch.get()
+
+
+def enter_branch(branch: Branch) -> None:
+    """Make this the branch of the current context."""
+    _branch.set(branch)
+
+
 def only_bodies_here() -> bool:
     """Tell whether workflow functions run in this process, and all of them outside their steps."""
     return _here.attempts > 0 and _here.steps == 0
@@ -198,12 +330,13 @@ def only_bodies_here() -> bool:
 @contextmanager
 def running(attempt: Attempt) -> Iterator[None]:
     """Make this the current attempt."""
-    token = _attempt.set(attempt)
+    token, branch = _attempt.set(attempt), _branch.set(attempt.root)
     _here.count(attempts=1)
     try:
         yield
     finally:
         _here.count(attempts=-1)
+        _branch.reset(branch)
         _attempt.reset(token)
 
 

@@ -8,9 +8,36 @@ make durable calls. ``HOOKS`` lists them in the order in which the life of a wor
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 logger = logging.getLogger("celery_durable")
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step's try has come to, for those who show it."""
+
+    workflow_id: str
+    root_id: str
+    #: Host name of the node, ``w1@host``.
+    worker: str
+    #: The step's idempotency key: the same on every try and attempt.
+    id: str
+    name: str
+    key: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: SUCCESS, FAILURE, or RETRY: this try has failed, and another one follows.
+    state: str
+    value: Any
+    error: Exception | None
+    #: Failed tries before this one.
+    retries: int
+    #: Seconds.
+    runtime: float
+    #: Wall-clock time, in seconds since the epoch, at which the try began.
+    started: float
 
 
 class Observer:
@@ -48,6 +75,15 @@ class Observer:
 
     def try_recorded(self, workflow_id: str, key: str) -> None:
         """Called when the failed try is committed, before the wait."""
+
+    def step_ended(self, report: StepReport) -> None:
+        """Called when a step's try has ended and that is committed; only in attempts that are watched."""
+
+    def step_interrupted(self, workflow_id: str, key: str) -> None:
+        """Called in the body's thread when a limit or a cancellation has interrupted it, wherever it was."""
+
+    def branch_ended(self, workflow_id: str, key: str) -> None:
+        """Called in a thread of a ``gather`` when it is done with a step."""
 
     def suspending(self, workflow_id: str, reason: str) -> None:
         """Called before a waiting workflow gives its worker slot back."""

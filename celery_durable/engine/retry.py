@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import tenacity
-from tenacity import RetryCallState, retry_if_exception, stop_never
+from tenacity import RetryCallState
 
+from ..store.rows import Checkpoint
 from .limits import is_foreign_limit
 
-T = TypeVar("T")
 Exceptions = tuple[type[BaseException], ...]
+
+#: Celery's own default of ``max_retries``.
+DEFAULT_RETRIES = 3
+
+
+class TryAgain(BaseException):
+    """What a body raises to ask for another try, by ``current.step.retry`` or Celery's ``self.retry``.
+
+    ``error`` is why, ``delay`` the seconds until then; None: the policy's own. No ``except Exception`` of the body
+    can swallow it.
+    """
+
+    def __init__(self, error: Exception | None, delay: float | None) -> None:
+        super().__init__(error, delay)
+        self.error = error
+        self.delay = delay
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a try has ended: with a value, or with an error."""
+
+    value: Any = None
+    error: Exception | TryAgain | None = None
+    #: The outcome, if the try has recorded it itself.
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +56,8 @@ class RetryPolicy:
     retry_backoff_max: float = 600.0
     retry_jitter: bool = True
     default_retry_delay: float = 180.0
-    #: Celery's own arithmetic: whole seconds, at least one.
-    whole_seconds: bool = False
+    #: Retries that the body may ask for itself.
+    asked_retries: int | None = DEFAULT_RETRIES
 
     def applies_to(self, error: BaseException) -> bool:
         """Tell whether this error is worth another try. Control flow never is."""
@@ -47,56 +73,69 @@ class RetryPolicy:
         """Tell whether a body that failed so often may run once more."""
         return self.max_retries is None or failed_tries <= self.max_retries
 
+    def goes_on(self, ended: Ended, failed_tries: int) -> bool:
+        """Tell whether another try follows one that was the nth and ended so."""
+        if ended.error is None:
+            return False
+        if isinstance(ended.error, TryAgain):
+            return True  # whoever asks has counted
+        return self.allows(failed_tries) and self.applies_to(ended.error)
+
+    def delay(self, ended: Ended, failed_tries: int) -> float:
+        """Return the seconds between a try that was the nth and ended so, and the next one."""
+        if isinstance(ended.error, TryAgain) and ended.error.delay is not None:
+            return ended.error.delay
+        return self.delay_after(failed_tries)
+
     def delay_after(self, failed_tries: int) -> float:
         """Return the seconds between the nth failed try and the next one."""
         if self.retry_backoff is None:
             return self.default_retry_delay
-        if self.whole_seconds:
-            return self._celery_delay(failed_tries)
         # The exponent is bounded because a float overflows long before the cap could be passed.
         delay = self.retry_backoff * self.retry_backoff_rate ** min(failed_tries - 1, 500)
         delay = min(delay, self.retry_backoff_max)
         return random.uniform(0, delay) if self.retry_jitter else delay  # noqa: S311 - spreads load, keeps no secret
 
-    def _celery_delay(self, failed_tries: int) -> float:
-        # As celery.utils.time.get_exponential_backoff_interval has it.
-        base = int(max(1.0, self.retry_backoff or 0))
-        delay = min(int(self.retry_backoff_max), base * 2 ** min(failed_tries - 1, 500))
-        return float(random.randrange(delay + 1) if self.retry_jitter else delay)  # noqa: S311
 
-
-def call_with_retries(
+async def call_with_retries(
     policy: RetryPolicy,
-    body: Callable[[], T],
+    body: Callable[[], Awaitable[Ended]],
     *,
     failed_tries: int,
-    failed: Callable[[Exception, float], None],
-    wait: Callable[[float], None],
-) -> T:
-    """Call ``body`` until it returns, or raise its last exception.
+    failed: Callable[[Ended, float], Awaitable[None]],
+    wait: Callable[[float], Awaitable[None]],
+) -> Ended:
+    """Call ``body`` until it returns, or is not to be tried again; return how its last try ended.
 
-    ``failed_tries`` were used up by earlier attempts. ``failed`` is told each error that another try follows,
-    and its delay; ``wait`` passes the delay, or unwinds the workflow and doesn't come back.
+    ``failed_tries`` were used up by earlier attempts. ``failed`` is told each try that another one follows, and the
+    delay; ``wait`` passes the delay, or unwinds the workflow and doesn't come back. A ``retry_if`` that raises ends
+    the step with its own error.
     """
+    delays: list[float] = []
+    ended = Ended()
 
     def tries(state: RetryCallState) -> int:
         return failed_tries + state.attempt_number
 
-    def note(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        assert isinstance(error, Exception), "only an Exception is tried again"
-        failed(error, float(state.upcoming_sleep))
-
-    def exhausted(state: RetryCallState) -> bool:
-        return not policy.allows(tries(state))
+    def goes_on(state: RetryCallState) -> bool:
+        nonlocal ended
+        try:
+            return policy.goes_on(ended, tries(state))
+        except Exception as broken:  # noqa: BLE001 - the predicate's mistake is shown as the step's error
+            broken.__context__ = ended.error
+            ended = Ended(error=broken)
+            return False
 
     retrying = tenacity.Retrying(
-        retry=retry_if_exception(policy.applies_to),
-        stop=stop_never if policy.max_retries is None else exhausted,
-        wait=lambda state: policy.delay_after(tries(state)),
-        before_sleep=note,
-        sleep=wait,
-        reraise=True,
+        retry=goes_on,
+        wait=lambda state: policy.delay(ended, tries(state)),
+        sleep=delays.append,
     )
-    result: Any = retrying(body)
-    return result
+    for attempt in retrying:
+        if delays:
+            delay = delays.pop()
+            await failed(ended, delay)
+            await wait(delay)
+        ended = await body()
+        attempt.retry_state.set_result(ended)
+    return ended

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,80 +11,129 @@ from functools import partial
 from typing import Any
 
 from ..exceptions import (
+    ControlFlow,
+    DatabaseUnavailable,
+    DurableError,
     NondeterminismError,
     PayloadTooLarge,
     SerializationError,
+    SoftTimeLimitExceeded,
+    StepError,
     StepLost,
-    Suspended,
+    StepTimeout,
 )
-from ..serialization import Payload, call_repr, fingerprint
-from ..store import StepRecord
-from ..store.rows import Checkpoint
+from ..serialization import Codec, Payload, call_repr, fingerprint
+from ..shapes import Shape
+from ..store import Conflict, StepRecord
+from ..store.rows import Checkpoint, Standing
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
-from .limits import is_foreign_limit, soft_limit
-from .retry import RetryPolicy, call_with_retries
+from .limits import hard_limit, is_foreign_limit, soft_limit
+from .observer import StepReport
+from .retry import Ended, RetryPolicy, TryAgain, call_with_retries
+from .waiting import IN_THREAD, Waiting, complete
+from .watch import watching
 
 Body = Callable[..., Any]
 
 #: Failed tries whose errors are kept; ``tries`` counts all of them.
 MOST_ERRORS = 20
+#: How often an atomic step runs again because of other transactions before that is its error.
+MOST_CONFLICTS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """A step as its author declared it."""
+    """A step as its author declared it; durations are in seconds."""
 
     name: str
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    #: Seconds a try.
+    #: Expected errors: logged without alarm.
+    throws: tuple[type[BaseException], ...] = ()
+    #: Per try.
     soft_time_limit: float | None = None
+    time_limit: float | None = None
+    #: Cancellation interrupts the body.
+    cancellable: bool = False
+    #: Body and checkpoint are one transaction in our database.
+    atomic: bool = False
+    #: The body is an ``async def``.
+    is_async: bool = False
+    serializer: str | None = None
+    compression: str | None = None
+    #: What its result is rebuilt to; None: whatever the serializer gives.
+    shape: Shape | None = None
 
 
 def call_step(attempt: Attempt, spec: StepSpec, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the step's value, or raise its error: alike on the first run and on every replay."""
-    attempt.check_caller()
-    call = _Call(attempt, spec, attempt.key_of(spec.name), args, kwargs)
-    call.check_arguments()
-    if call.is_settled:
-        return call.replay()
-    return call.run(body)
+    call = Call(attempt, spec, args, kwargs)
+    answer = call.replay() if call.is_settled else complete(call.run(body, IN_THREAD))
+    return answer.get()
 
 
-class _Call:
-    """One call of a step in an attempt."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a step gives to its workflow."""
 
-    def __init__(
-        self, attempt: Attempt, spec: StepSpec, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        saved = attempt.history.get(key)
+    value: Any = None
+    error: Exception | None = None
+    #: The live error, of which ``error`` is what a replay will see.
+    cause: BaseException | None = None
+
+    def get(self) -> Any:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error from self.cause
+        return self.value
+
+
+class Call:
+    """One call of a step in an attempt; made in the order of the calls, run in any."""
+
+    def __init__(self, attempt: Attempt, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        attempt.check_caller()
         self.attempt = attempt
         self.spec = spec
-        self.key = key
+        self.key = attempt.key_of(spec.name)
         self.args = args
         self.kwargs = kwargs
-        self.saved = saved
+        self.saved = saved = attempt.history.get(self.key)
         self.fingerprint = fingerprint(args, kwargs)
+        self.check_arguments()
+        self.codec: Codec = attempt.engine.codec.using(spec.serializer, spec.compression)
         self.seq = saved.seq if saved else attempt.next_seq()
         self.failed_tries = saved.tries if saved else 0
         self.errors = saved.errors if saved else None
-        #: The current try is in the database already.
-        self.written_ahead = False
-        #: When the current try began.
+        #: Seconds until the next try is due.
+        self.due_in = saved.due_in if saved else 0.0
+        #: The last try's process was killed by its time limit.
+        self.overran = bool(saved and saved.overran)
+        #: There is a row of this step already.
+        self.has_row = saved is not None
+        self.waiting: Waiting = IN_THREAD
+        #: When the current try began, and how long the last one took.
         self.began = time.monotonic()
-        self.step = RunningStep(spec.name, key, attempt.idempotency_key(key))
+        self.step = RunningStep(
+            spec.name, self.key, attempt.idempotency_key(self.key), asked_retries=spec.retry.asked_retries
+        )
+
+    def __str__(self) -> str:
+        return f"The step {self.key!r} of workflow {self.attempt.id}"
 
     @property
     def is_settled(self) -> bool:
+        """Whether an earlier attempt has its outcome."""
         return self.saved is not None and self.saved.ok is not None
 
     def check_arguments(self) -> None:
+        """Raise NondeterminismError if an earlier attempt has called this step otherwise."""
         saved = self.saved
         if saved is None or saved.fingerprint is None or saved.fingerprint == self.fingerprint:
             return
         error = NondeterminismError(
-            f"The step {self.key!r} of workflow {self.attempt.id} was first called with ({saved.args}), and is now "
-            f"called with ({call_repr(self.args, self.kwargs)}): what a workflow passes to a step may only depend "
-            "on its own arguments and on other steps."
+            f"{self} was first called with ({saved.args}), and is now called with "
+            f"({call_repr(self.args, self.kwargs)}): what a workflow passes to a step may only depend on its own "
+            "arguments and on other steps."
         )
         if self.attempt.engine.nondeterminism == "warn":
             logger.warning("%s", error)
@@ -90,149 +141,300 @@ class _Call:
         self.attempt.nondeterminism = error
         raise error
 
-    def replay(self) -> Any:
+    def replay(self) -> Answer:
+        """Answer from the checkpoint of an earlier attempt."""
         assert self.saved is not None
         self.attempt.engine.observers.tell("step_replayed", self.attempt.id, self.key)
         return self.answer(self.saved)
 
-    def answer(self, checkpoint: Checkpoint, cause: BaseException | None = None) -> Any:
-        """Return or raise what a checkpoint holds."""
-        codec = self.attempt.engine.codec
+    def answer(self, checkpoint: Checkpoint, cause: BaseException | None = None) -> Answer:
+        """Return what a checkpoint holds."""
         assert checkpoint.payload is not None
         if checkpoint.ok:
-            return codec.decode(checkpoint.payload, f"The result of step {self.key!r}")
-        error = codec.decode_error(checkpoint.payload)
+            return Answer(self.decode(checkpoint.payload))
+        error = self.codec.decode_error(checkpoint.payload)
         _add_note(error, f"Raised by step {self.key!r} of workflow {self.attempt.id}, try {checkpoint.tries}.")
-        raise error from cause
+        return Answer(error=error, cause=cause)
+
+    # The run of a step that isn't settled.
+
+    async def run(self, body: Body, waiting: Waiting) -> Answer:
+        """Run the step to its outcome."""
+        self.waiting = waiting
+        if self.is_lost:
+            return await self.settle(Ended(error=self.loss()))
+        if self.due_in:
+            await self.wait(self.due_in)
+        ended = await call_with_retries(
+            self.spec.retry,
+            partial(self.try_once, body),
+            failed_tries=self.failed_tries,
+            failed=self.record_try,
+            wait=self.wait,
+        )
+        if ended.error is not None and is_foreign_limit(ended.error):
+            raise ended.error
+        return await self.settle(ended)
 
     @property
     def is_lost(self) -> bool:
         """A step whose process died in the last of its tries has none left."""
-        policy = self.spec.retry
-        return bool(self.failed_tries and policy.max_retries) and not policy.allows(self.failed_tries)
+        retries = self.spec.retry.max_retries or 0
+        return retries > 0 and self.failed_tries == retries + 1
 
-    def run(self, body: Body) -> Any:
-        if self.is_lost:
-            return self.settle_error(
-                StepLost(
-                    f"The step {self.key!r} of workflow {self.attempt.id} used up its {self.failed_tries} tries: "
-                    "its worker process died in the last of them."
-                )
-            )
-        if self.saved is not None and self.saved.due_in:
-            self.wait(self.saved.due_in)
-        try:
-            value = call_with_retries(
-                self.spec.retry,
-                partial(self.try_once, body),
-                failed_tries=self.failed_tries,
-                failed=self.record_try,
-                wait=self.wait,
-            )
-        except Exception as error:
-            if is_foreign_limit(error):
-                raise
-            return self.settle_error(error)
-        return self.settle_value(value)
+    def loss(self) -> StepLost:
+        """Return the error of a step that is lost."""
+        return StepLost(f"{self} used up its {self.failed_tries} tries: its worker process died in the last of them.")
 
-    def try_once(self, body: Body) -> Any:
-        """Run the body once, within its limit."""
-        self.attempt.check_caller()
-        self.write_ahead_after_crash()
-        self.attempt.look_if_stale()
+    async def try_once(self, body: Body) -> Ended:
+        """Call the body once."""
+        self.attempt.check_going()
+        if self.overran:
+            return self.overrun()
+        await self.write_ahead()
+        if self.attempt.is_stale:
+            await self.waiting.run(self.attempt.look)
         self.step.attempt = self.failed_tries + 1
         self.attempt.engine.observers.tell("step_starting", self.attempt.id, self.key)
         self.began = time.monotonic()
-        with (
-            running_step(self.step),
-            soft_limit(self.spec.soft_time_limit, f"The step {self.key!r}") as deadline,
-        ):
-            self.step.deadline = deadline
-            return body(*self.args, **self.kwargs)
+        return await self.waiting.call(self, body)
 
-    def write_ahead_after_crash(self) -> None:
-        """The first body after a crash spends its try beforehand: it may have been the one that crashed."""
-        if self.attempt.after_crash:
-            self.attempt.after_crash = False
-            self.save_try(self.failed_tries + 1, None)
-            self.written_ahead = True
+    def overrun(self) -> Ended:
+        """Return how the try ended that an earlier attempt was killed in."""
+        self.overran = False
+        return Ended(error=StepTimeout(f"{self} ran longer than its time_limit: its worker process was killed."))
 
-    def record_try(self, error: Exception, delay: float) -> None:
+    async def write_ahead(self) -> None:
+        """Write a row before the body where a death of the process must leave a trace.
+
+        The first body after a crash spends its try beforehand: it may have been the one that crashed. A try with a
+        hard limit leaves its deadline, by which the next claim knows what has killed it.
+        """
+        spent = self.attempt.take_suspicion()
+        if spent or self.hard_limit is not None:
+            await self.save_try(self.failed_tries + spent, None, self.hard_limit)
+
+    @property
+    def hard_limit(self) -> float | None:
+        """Seconds after which the process is killed; where it can't be, the limit is a soft one."""
+        return self.spec.time_limit if self.attempt.killable else None
+
+    @property
+    def soft_limit(self) -> float | None:
+        """Seconds after which the body is interrupted."""
+        soft, hard = self.spec.soft_time_limit, self.spec.time_limit
+        if hard is None or self.attempt.killable:
+            return soft
+        return hard if soft is None else min(soft, hard)
+
+    def call_body(self, body: Body) -> Ended:
+        """Call a body in this thread, within its limits."""
+        try:
+            with (
+                running_step(self.step),
+                hard_limit(self.hard_limit),
+                soft_limit(self.soft_limit, str(self), interruptible=self.spec.cancellable) as limit,
+                watching(self.attempt if self.spec.cancellable else None, limit),
+            ):
+                self.step.deadline = limit.deadline
+                return Ended(body(*self.args, **self.kwargs))
+        except TryAgain as again:
+            return Ended(error=again)
+        except ControlFlow as reason:
+            self.attempt.engine.observers.tell("step_interrupted", self.attempt.id, self.key)
+            raise self.attempt.unwind(reason) from None
+        except Exception as error:  # noqa: BLE001 - whatever it raises is how the try ended
+            if isinstance(error, SoftTimeLimitExceeded):
+                self.attempt.engine.observers.tell("step_interrupted", self.attempt.id, self.key)
+            return Ended(error=error)
+
+    def call_here(self, body: Body) -> Ended:
+        """Call a body in this thread, in a transaction if it is to be atomic."""
+        return self.call_atomically(body) if self.spec.atomic else self.call_body(body)
+
+    def call_atomically(self, body: Body) -> Ended:
+        """Call a body and record its value in one transaction: both are there, or neither.
+
+        An error of the body rolls back, and is then recorded or tried again like any other. A conflict with another
+        transaction runs the body again. Whether a commit whose answer was lost has happened, a statement finds out
+        that has to wait for it.
+        """
+        last: Exception | None = None
+        for _ in range(MOST_CONFLICTS):
+            try:
+                return self.call_in_transaction(body)
+            except Conflict as conflict:
+                logger.info("%s runs again after a conflict: %s", self, conflict)
+                last = conflict
+            except DatabaseUnavailable as error:
+                logger.warning("%s may have been committed or not: %s", self, error)
+                standing = self.write_try(self.failed_tries, None, None)
+                self.attempt.judge(standing)
+                if standing is not None and standing.settled is not None:
+                    return Ended(checkpoint=standing.settled)
+                last = error
+        return Ended(error=last)
+
+    def call_in_transaction(self, body: Body) -> Ended:
+        """Call a body in a transaction that ends with its checkpoint."""
+        attempt = self.attempt
+        with attempt.engine.store.checkpoints.transaction(attempt.engine.lease) as transaction:
+            self.step.connection = transaction.connection
+            ended = self.call_body(body)
+            outcome = self.outcome_of(ended)
+            if not outcome.ok:
+                transaction.abandon(ended.error)
+                return ended
+            try:
+                standing = transaction.save(attempt.fence, self.record_of(outcome.checkpoint))
+            except StepError as error:
+                transaction.abandon()
+                return Ended(error=error)
+            if standing is None or standing.settled is not None:
+                transaction.abandon()
+        attempt.judge(standing)
+        return Ended(checkpoint=(standing and standing.settled) or outcome.checkpoint)
+
+    # What is written.
+
+    async def record_try(self, ended: Ended, delay: float) -> None:
         """Keep a failed try, so that no crash gives it back."""
+        attempt, error = self.attempt, _error_of(ended)
         self.failed_tries += 1
-        self.errors = _with_error(self.errors, self.attempt.engine.codec.encode_error(error).data)
-        self.attempt.engine.observers.tell("try_failed", self.attempt.id, self.key, error)
-        logger.warning(
+        self.errors = _with_error(self.errors, self.codec.encode_error(error, attempt.now()).data)
+        attempt.engine.observers.tell("try_failed", attempt.id, self.key, error)
+        logger.log(
+            logging.INFO if isinstance(error, self.spec.throws) else logging.WARNING,
             "Step %s of workflow %s failed in try %d (%r), next in %.3g s.",
-            self.key, self.attempt.id, self.failed_tries, error, delay,
+            self.key, attempt.id, self.failed_tries, error, delay,
         )  # fmt: skip
-        self.save_try(self.failed_tries, delay)
-        self.attempt.engine.observers.tell("try_recorded", self.attempt.id, self.key)
+        await self.save_try(self.failed_tries, delay)
+        attempt.engine.observers.tell("try_recorded", attempt.id, self.key)
+        self.report("RETRY", error=error, retries=self.failed_tries - 1)
 
-    def save_try(self, tries: int, delay: float | None) -> None:
+    async def save_try(self, tries: int, delay: float | None, kill_in: float | None = None) -> None:
+        """Write a try that failed, or that is about to begin."""
         sent_at = boot_time()
-        standing = self.attempt.engine.store.checkpoints.save_try(
-            self.attempt.fence, self.record(tries), delay, patience=WHILE_ALIVE
-        )
-        self.written_ahead = True
+        standing = await self.waiting.run(partial(self.write_try, tries, delay, kill_in))
         self.attempt.judge(standing)
         self.attempt.confirm(sent_at)
 
-    def wait(self, seconds: float) -> None:
+    def write_try(self, tries: int, delay: float | None, kill_in: float | None) -> Standing | None:
+        """Make the statement of ``save_try``."""
+        self.has_row = True
+        record = self.record_of(Checkpoint(self.key, self.seq, tries))
+        return self.attempt.engine.store.checkpoints.save_try(
+            self.attempt.fence, record, delay, kill_in, patience=WHILE_ALIVE
+        )
+
+    async def wait(self, seconds: float) -> None:
         """Pass the time until the next try: here if it is short, without a worker if it is long."""
         if seconds > self.attempt.engine.suspend_after:
-            raise self.attempt.unwind(Suspended(f"retry of step {self.key}", seconds))
-        time.sleep(seconds)
+            await self.waiting.park(self.attempt, f"retry of step {self.key}", seconds)
+        else:
+            await self.waiting.pause(self.attempt, seconds)
 
-    def settle_value(self, value: Any) -> Any:
-        codec = self.attempt.engine.codec
+    async def settle(self, ended: Ended) -> Answer:
+        """Record the outcome, then answer with what was recorded."""
+        attempt, tell = self.attempt, self.attempt.engine.observers.tell
+        tell("step_returned", attempt.id, self.key)
+        outcome = _Outcome(ended.checkpoint) if ended.checkpoint else await self.save(self.outcome_of(ended))
+        attempt.history[self.key] = outcome.checkpoint
+        tell("step_recorded", attempt.id, self.key)
+        answer = outcome.answer or self.answer(outcome.checkpoint, outcome.cause)
+        self.report("FAILURE" if answer.error else "SUCCESS", answer.value, answer.error, self.failed_tries)
+        return answer
+
+    def outcome_of(self, ended: Ended) -> _Outcome:
+        """Return what is stored of a last try. A value that can't be is an error: its effect has happened."""
+        if ended.error is not None:
+            return self.failure(_error_of(ended))
         try:
-            payload = codec.encode(value, f"The result of step {self.key!r}")
+            payload = self.encode(ended.value)
+            return _Outcome(self.checkpoint(payload, ok=True), Answer(self.decode(payload)))
         except (SerializationError, PayloadTooLarge) as error:
-            # The effect has happened: running the body again wouldn't help, so the error is the outcome.
-            return self.settle_error(error)
-        return self.settle(True, payload, None)
+            return self.failure(error)
 
-    def settle_error(self, error: Exception) -> Any:
-        return self.settle(False, self.attempt.engine.codec.encode_error(error), error)
+    def failure(self, error: Exception) -> _Outcome:
+        """Return what is stored of an error."""
+        payload = self.codec.encode_error(error, self.attempt.now())
+        return _Outcome(self.checkpoint(payload, ok=False, spent=not isinstance(error, StepLost)), cause=error)
 
-    def settle(self, ok: bool, payload: Payload, cause: BaseException | None) -> Any:
-        """Record the outcome, then answer from what was recorded."""
-        attempt, observers = self.attempt, self.attempt.engine.observers
-        observers.tell("step_returned", attempt.id, self.key)
-        record = self.record(self.failed_tries + (not isinstance(cause, StepLost)), ok, payload)
-        checkpoint = self.save(record)
-        attempt.history[self.key] = checkpoint
-        observers.tell("step_recorded", attempt.id, self.key)
-        return self.answer(checkpoint, cause)
-
-    def save(self, record: StepRecord) -> Checkpoint:
+    async def save(self, mine: _Outcome) -> _Outcome:
         """Write the outcome: in one round trip if all is well, else as the run stands."""
-        attempt, checkpoints = self.attempt, self.attempt.engine.store.checkpoints
-        assert record.payload is not None
-        mine = Checkpoint(record.key, record.seq, record.tries, record.ok, record.payload, record.args)
-        sent_at = boot_time()
-        has_row = self.written_ahead or self.saved is not None
-        if not has_row and checkpoints.save(attempt.fence, record, patience=WHILE_ALIVE):
+        attempt, record, sent_at = self.attempt, self.record_of(mine.checkpoint), boot_time()
+        if not self.has_row and await self.waiting.save(attempt, record):
             attempt.confirm(sent_at)
             return mine
-        standing = checkpoints.save_slow(attempt.fence, record, patience=WHILE_ALIVE)
+        save_slow = attempt.engine.store.checkpoints.save_slow
+        standing = await self.waiting.run(partial(save_slow, attempt.fence, record, patience=WHILE_ALIVE))
         attempt.judge(standing)
         attempt.confirm(sent_at)
-        return (standing and standing.settled) or mine
+        return mine if standing is None or standing.settled is None else _Outcome(standing.settled, cause=mine.cause)
 
-    def record(self, tries: int, ok: bool | None = None, payload: Payload | None = None) -> StepRecord:
+    def encode(self, value: Any) -> Payload:
+        """Return a value as it is stored; raises SerializationError and PayloadTooLarge."""
+        if inspect.iscoroutine(value):
+            value.close()
+            raise SerializationError(
+                f"{self} returned a coroutine, which nobody awaits: declare the step itself with async def."
+            )
+        return self.codec.encode(value, f"The result of step {self.key!r}", self.spec.shape)
+
+    def decode(self, payload: Payload) -> Any:
+        """Return the value that is stored; raises SerializationError."""
+        return self.codec.decode(payload, f"The result of step {self.key!r}", self.spec.shape)
+
+    def checkpoint(self, payload: Payload, *, ok: bool, spent: bool = True) -> Checkpoint:
+        """Return the outcome as a replay will find it."""
+        return Checkpoint(self.key, self.seq, self.failed_tries + spent, ok, payload)
+
+    def record_of(self, checkpoint: Checkpoint) -> StepRecord:
+        """Return what is written of an outcome, or of a try."""
         return StepRecord(
             key=self.key,
             seq=self.seq,
-            tries=tries,
+            tries=checkpoint.tries,
             args=call_repr(self.args, self.kwargs),
             fingerprint=self.fingerprint,
             errors=self.errors,
-            ok=ok,
-            payload=payload,
+            ok=checkpoint.ok,
+            payload=checkpoint.payload,
             took=time.monotonic() - self.began,
         )
+
+    def report(self, state: str, value: Any = None, error: Exception | None = None, retries: int = 0) -> None:
+        """Tell those who show steps what a try has come to."""
+        attempt = self.attempt
+        if not attempt.watched:
+            return
+        runtime = time.monotonic() - self.began
+        attempt.engine.observers.tell("step_ended", StepReport(
+            workflow_id=attempt.id, root_id=attempt.root_id, worker=attempt.worker, id=self.step.idempotency_key,
+            name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs, state=state, value=value,
+            error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
+        ))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What is recorded of a step, and what it answers if that is known already."""
+
+    checkpoint: Checkpoint
+    answer: Answer | None = None
+    cause: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.checkpoint.ok)
+
+
+def _error_of(ended: Ended) -> Exception:
+    """Return why a try failed; a body that asks for another one may give no reason."""
+    if isinstance(ended.error, TryAgain):
+        return ended.error.error or DurableError("The step asked for another try.")
+    assert ended.error is not None
+    return ended.error
 
 
 def _with_error(log: bytes | None, entry: bytes) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from .checkpoints import Checkpoints, StepRecord
 from .migrate import checker
 from .nodes import NodeFacts, Nodes
-from .pool import Connections, Database, pooled, single, where
+from .pool import Conflict, Connections, Database, pooled, single, where
 from .workflows import Birth, Workflows
 
-__all__ = ["Birth", "NodeFacts", "StepRecord", "Store", "check_url"]
+__all__ = ["Birth", "Conflict", "NodeFacts", "StepRecord", "Store", "check_url"]
 
 
 class Store:

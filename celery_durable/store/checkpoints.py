@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from psycopg import errors
 
 from ..serialization import Payload
-from .pool import Database
+from .pool import Connection, Database, Transaction
 from .queries import Queries
 from .rows import Checkpoint, Fence, Standing, StepRow
 
@@ -27,6 +29,11 @@ class StepRecord:
     payload: Payload | None = None
     #: Seconds that the last try took.
     took: float = 0.0
+
+
+_OF_A_RECORD = (
+    "key", "seq", "tries", "ok", "value", "content_type", "args", "fingerprint", "errors", "took",
+)  # fmt: skip
 
 
 class Checkpoints:
@@ -50,15 +57,69 @@ class Checkpoints:
         """Record an outcome if the token still matches, and tell how the run stands; None: it isn't ours."""
         return _standing(self._database.run(self._sql["save_slow"], _params(fence, record), patience=patience), record)
 
-    def save_try(self, fence: Fence, record: StepRecord, delay: float | None, *, patience: float) -> Standing | None:
-        """Record a try that failed, with the seconds until the next, or one that starts (no delay)."""
-        params = _params(fence, record) | {"delay": delay}
+    def save_many(self, fence: Fence, records: Sequence[StepRecord], *, patience: float) -> bool:
+        """Record the outcomes of several steps in one round trip, if all is well with the run.
+
+        False: it isn't, or one of them is there already or can't be stored; nothing was written.
+        """
+        one_by_one = [_params(fence, record) for record in records]
+        lists = {f"{name}s": [params[name] for params in one_by_one] for name in _OF_A_RECORD}
+        params = {"id": fence.id, "attempt": fence.attempt, "token": fence.token, **lists}
+        try:
+            return self._database.count(self._sql["save_many"], params, patience=patience) == len(records)
+        except (errors.IntegrityError, errors.DataError):
+            return False
+
+    def save_try(
+        self, fence: Fence, record: StepRecord, delay: float | None, kill_in: float | None = None, *, patience: float
+    ) -> Standing | None:
+        """Record a try that failed, with the seconds until the next, or one that starts (no delay).
+
+        ``kill_in``: the seconds after which a hard time limit will have ended the process.
+        """
+        params = _params(fence, record) | {"delay": delay, "kill_in": kill_in}
         return _standing(self._database.run(self._sql["save_try"], params, patience=patience), record)
+
+    @contextmanager
+    def transaction(self, idle_timeout: float) -> Iterator[StepTransaction]:
+        """Begin a transaction that a step's own statements and its checkpoint share, and commit it at the end.
+
+        Raises Conflict if another transaction is in the way, and DatabaseUnavailable if it isn't known whether it
+        was committed.
+        """
+        with self._database.transaction() as transaction:
+            yield StepTransaction(transaction, self._sql, idle_timeout)
 
     def of_workflow(self, workflow_id: str, *, patience: float) -> list[StepRow]:
         """Return all steps of a workflow in the order of their first call."""
         rows = self._database.run(self._sql["of_workflow"], {"id": workflow_id}, patience=patience)
         return [StepRow.of(row) for row in rows]
+
+
+class StepTransaction:
+    """The transaction of an atomic step."""
+
+    def __init__(self, transaction: Transaction, sql: Queries, idle_timeout: float) -> None:
+        self._transaction = transaction
+        self._sql = sql
+        self._idle_timeout = idle_timeout
+
+    @property
+    def connection(self) -> Connection:
+        """The connection for the step's own statements."""
+        return self._transaction.connection
+
+    def save(self, fence: Fence, record: StepRecord) -> Standing | None:
+        """Write the outcome under the fence, as ``save_slow``; from here the transaction may hang no longer.
+
+        A worker that hung between this and the commit would hold the workflow's row.
+        """
+        self._transaction.run(self._sql["bound"], {"timeout": f"{self._idle_timeout * 1000:.0f}"})
+        return _standing(self._transaction.run(self._sql["save_slow"], _params(fence, record)), record)
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Roll back when the block ends; raise Conflict if that is what the body's error was."""
+        self._transaction.abandon(error)
 
 
 def _params(fence: Fence, record: StepRecord) -> dict[str, Any]:

@@ -31,7 +31,7 @@ WITH run AS (
     ON CONFLICT (workflow, key) DO UPDATE
     SET attempt = excluded.attempt, tries = excluded.tries, ok = excluded.ok, value = excluded.value,
         content_type = excluded.content_type, errors = excluded.errors, wake_at = NULL,
-        started_at = excluded.started_at, at = excluded.at
+        kill_at = NULL, overran = false, started_at = excluded.started_at, at = excluded.at
     WHERE c.ok IS NULL
     RETURNING true
 )
@@ -39,8 +39,29 @@ SELECT run.state, run.draining, run.late, p.ok, p.value, p.content_type
 FROM run LEFT JOIN {schema}.checkpoint p
     ON p.workflow = run.id AND p.key = %(key)s AND p.ok IS NOT NULL AND NOT EXISTS (SELECT FROM saved)
 
+-- name: save_many
+-- Steps that are ready together, fast: as save, all of them or none.
+WITH run AS (
+    SELECT w.id FROM {schema}.workflow w JOIN {schema}.node n ON n.id = w.node AND NOT n.draining
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state = 'RUNNING'
+    AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
+    FOR KEY SHARE OF w
+)
+INSERT INTO {schema}.checkpoint
+    (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, errors, started_at, at)
+SELECT run.id, r.key, r.seq, %(attempt)s, r.tries, r.ok, r.value, r.content_type, r.args, r.fingerprint, r.errors,
+    clock_timestamp() - make_interval(secs => r.took), clock_timestamp()
+FROM run, unnest(%(keys)s::text[], %(seqs)s::integer[], %(triess)s::integer[], %(oks)s::boolean[], %(values)s::bytea[],
+    %(content_types)s::text[], %(argss)s::text[], %(fingerprints)s::bytea[], %(errorss)s::bytea[], %(tooks)s::float8[])
+    AS r (key, seq, tries, ok, value, content_type, args, fingerprint, errors, took)
+
+-- name: bound
+-- From here to the commit a worker that hangs loses its transaction, and with it the lock on its workflow.
+SELECT set_config('idle_in_transaction_session_timeout', %(timeout)s, true)
+
 -- name: save_try
--- A try that failed, or that starts after a crash: kept with the time of the next one, never given back.
+-- A try that failed, or that is about to start: kept with the time of the next one, never given back. An outcome
+-- that is there already is kept and returned; one whose commit is still on its way is waited for.
 WITH run AS (
     SELECT w.id, w.state, coalesce(n.draining, false) AS draining,
         coalesce(w.deadline <= clock_timestamp(), false) AS late
@@ -49,16 +70,20 @@ WITH run AS (
     FOR KEY SHARE OF w
 ), saved AS (
     INSERT INTO {schema}.checkpoint AS c
-        (workflow, key, seq, attempt, tries, args, fingerprint, errors, wake_at, started_at, at)
+        (workflow, key, seq, attempt, tries, args, fingerprint, errors, wake_at, kill_at, started_at, at)
     SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(args)s, %(fingerprint)s, %(errors)s,
-        clock_timestamp() + make_interval(secs => %(delay)s), clock_timestamp(), clock_timestamp()
+        clock_timestamp() + make_interval(secs => %(delay)s), clock_timestamp() + make_interval(secs => %(kill_in)s),
+        clock_timestamp(), clock_timestamp()
     FROM run
     ON CONFLICT (workflow, key) DO UPDATE
     SET attempt = excluded.attempt, tries = excluded.tries, errors = excluded.errors, wake_at = excluded.wake_at,
-        at = excluded.at
+        kill_at = excluded.kill_at, overran = false, at = excluded.at
     WHERE c.ok IS NULL
+    RETURNING true
 )
-SELECT run.state, run.draining, run.late, NULL::boolean, NULL::bytea, NULL::text FROM run
+SELECT run.state, run.draining, run.late, p.ok, p.value, p.content_type
+FROM run LEFT JOIN {schema}.checkpoint p
+    ON p.workflow = run.id AND p.key = %(key)s AND p.ok IS NOT NULL AND NOT EXISTS (SELECT FROM saved)
 
 -- name: of_workflow
 -- All steps of a workflow in the order of their first call.

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import conninfo, errors
 from psycopg.pq import TransactionStatus
 
-from ..exceptions import ConfigurationError, DatabaseUnavailable
+from ..exceptions import ConfigurationError, DatabaseUnavailable, StepError
 from .queries import Query
 from .shield import deferred_signals
 
@@ -25,6 +25,7 @@ logger = logging.getLogger("celery_durable.store")
 
 #: May go by when the database is back, has room again, or a deadlock's other side is done; ``_passes`` decides.
 TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
+CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 #: Connection, rollback, resources, object in use, operator.
 _PASSING = frozenset({"08", "40", "53", "55", "57"})
 SETTING = "durable_database_url"
@@ -86,17 +87,88 @@ class Database:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Lend a connection in a transaction, and commit at the end; any error rolls back.
+
+        Nothing is tried again here. Raises Conflict for a serialization failure or a deadlock, and
+        DatabaseUnavailable where it isn't known whether the commit has happened.
+        """
+        try:
+            with self._connections.lease() as connection:
+                self._check_once(connection)
+                transaction = Transaction(connection)
+                try:
+                    yield transaction
+                except BaseException:
+                    transaction.roll_back()
+                    raise
+                transaction.end()
+        except CONFLICTS as error:
+            raise Conflict(_brief(error)) from error
+        except TRANSIENT as error:
+            raise unavailable(self._where, error) from error
+
     def close(self) -> None:
         """Close all connections."""
         self._connections.close()
 
+    def _check_once(self, connection: Connection) -> None:
+        if not self._checked:
+            self._check(connection)
+            self._checked = True
+
     def _once(self, query: Query, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
         with self._connections.lease() as connection:
-            if not self._checked:
-                self._check(connection)
-                self._checked = True
+            self._check_once(connection)
             with deferred_signals():
                 return _in_one_round_trip(connection, query.text, params)
+
+
+class Conflict(Exception):
+    """Another transaction was in the way: a serialization failure, or a deadlock."""
+
+
+class Transaction:
+    """A transaction on a connection that nobody else has; its user can't commit it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._abandoned = False
+        self._block = connection.transaction()
+        self._transaction = self._block.__enter__()
+
+    def run(self, query: Query, params: Mapping[str, Any]) -> list[Row]:
+        """Execute and return all rows."""
+        if self.connection.info.transaction_status is TransactionStatus.INERROR:
+            raise StepError("A statement of the transaction had failed before, and the error was swallowed.")
+        with deferred_signals():
+            return self.connection.execute(query.text, params).fetchall()
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Roll back at the end; raise Conflict if ``error`` is one."""
+        if isinstance(error, CONFLICTS):
+            raise Conflict(_brief(error)) from error
+        self._abandoned = True
+
+    def end(self) -> None:
+        """Commit, or roll back what was abandoned."""
+        if self._abandoned:
+            self.roll_back()
+            return
+        with deferred_signals():
+            self._block.__exit__(None, None, None)
+
+    def roll_back(self) -> None:
+        """Undo. What was interrupted in the middle of a statement can't be undone by another one, but by leaving."""
+        status = self.connection.info.transaction_status
+        if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            self._transaction.force_rollback = True
+            self._block.__exit__(None, None, None)
+            return
+        if status is TransactionStatus.ACTIVE:
+            self.connection.cancel()
+        self.connection.close()
 
 
 class PerProcess:

@@ -34,6 +34,8 @@ class Checkpoint:
     errors: bytes | None = None
     #: Seconds until the next try is due, as of the claim.
     due_in: float = 0.0
+    #: Its process was ended by the try's hard time limit.
+    overran: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Claim:
     fence: Fence
     crashes: int
     signal: int
+    #: The database's time.
+    now: datetime = field(compare=False)
     history: dict[str, Checkpoint] = field(default_factory=dict)
 
 

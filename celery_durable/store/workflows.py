@@ -67,9 +67,9 @@ class Workflows:
         rows = self._run("claim", patience, id=workflow_id, name=name, token=token, node=node, retries=retries)
         if not rows:
             return None
-        attempt, crashes, signal = rows[0][:3]
-        history = {row[3]: _checkpoint(row[3:]) for row in rows if row[3] is not None}
-        return Claim(Fence(workflow_id, attempt, token, node), crashes, signal, history)
+        attempt, crashes, signal, now = rows[0][:4]
+        history = {row[4]: _checkpoint(row[4:]) for row in rows if row[4] is not None}
+        return Claim(Fence(workflow_id, attempt, token, node), crashes, signal, now, history)
 
     def look(self, fence: Fence, *, patience: float) -> Look | None:
         """Return how a workflow stands, seen by an attempt; None if there is no such workflow."""
@@ -207,6 +207,6 @@ def _ids(rows: list[tuple[Any, ...]]) -> list[str]:
 
 
 def _checkpoint(columns: tuple[Any, ...]) -> Checkpoint:
-    key, seq, tries, ok, value, content_type, args, fingerprint, errors, due_in = columns
+    key, seq, tries, ok, value, content_type, args, fingerprint, errors, due_in, overran = columns
     payload = None if value is None else Payload(value, content_type)
-    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in or 0.0)
+    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in or 0.0, overran)

@@ -43,8 +43,8 @@ WITH seen AS MATERIALIZED (
                      AND n.seen > clock_timestamp() - n.lease))
     RETURNING w.id, w.attempt, w.crashes, w.signal
 )
-SELECT run.attempt, run.crashes, run.signal, c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
-    c.errors, greatest(extract(epoch FROM c.wake_at - clock_timestamp()), 0)::float8 AS due_in
+SELECT run.attempt, run.crashes, run.signal, clock_timestamp(), c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
+    c.errors, greatest(extract(epoch FROM c.wake_at - clock_timestamp()), 0)::float8 AS due_in, c.overran
 FROM run LEFT JOIN {schema}.checkpoint c ON c.workflow = run.id
 ORDER BY c.seq
 
@@ -152,9 +152,11 @@ SELECT id FROM ended
 -- name: rescue
 -- Orphans are enqueued again: those of a node that is silent for a lease (if a witness can tell, and no young
 -- checkpoint says otherwise), those that their living node doesn't list, and those named as lost by this node.
--- Too many crashes since the last new checkpoint: DEAD.
+-- Too many crashes since the last new checkpoint: DEAD. A process that was alive when its step's hard time limit
+-- passed was ended by that: no crash, but a failed try.
 WITH lost AS (
-    SELECT w.id FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
+    SELECT w.id, CASE WHEN w.node = %(node)s AND w.id = ANY(%(lost)s::text[]) THEN clock_timestamp() ELSE n.seen END AS alive_at
+    FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
     WHERE w.state = 'RUNNING' AND (
         w.node = %(node)s AND w.id = ANY(%(lost)s::text[])
         OR w.claimed_at < n.as_of AND w.id <> ALL (n.active)
@@ -167,10 +169,15 @@ WITH lost AS (
     )
     ORDER BY w.id LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
+), overrun AS (
+    UPDATE {schema}.checkpoint c SET overran = true
+    FROM lost WHERE c.workflow = lost.id AND c.ok IS NULL AND c.kill_at <= lost.alive_at
+    RETURNING c.workflow
 ), judged AS (
-    SELECT lost.id, CASE WHEN EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
-                                      AND c.ok IS NOT NULL)
-                    THEN 1 ELSE w.crashes + 1 END AS crashes
+    SELECT lost.id, (lost.id NOT IN (SELECT workflow FROM overrun))::int
+        + CASE WHEN EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
+                            AND c.ok IS NOT NULL)
+          THEN 0 ELSE w.crashes END AS crashes
     FROM lost JOIN {schema}.workflow w ON w.id = lost.id
 ), freed AS (
     UPDATE {schema}.workflow w

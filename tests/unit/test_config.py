@@ -20,7 +20,7 @@ DURATIONS = ["heartbeat_interval", "lease", "recovery_interval", "suspend_after"
 STRINGS = ["database_url", "schema", "recovery_queue", "serializer"]
 BOOLEANS = ["auto_migrate", "pgbouncer"]
 COUNTS = ["max_recovery_attempts", "max_payload"]
-CHOICES = ["nondeterminism"]
+CHOICES = ["nondeterminism", "step_events"]
 
 WRONG = [
     *[(name, value) for name in DURATIONS for value in ("5", True, -1, math.nan, math.inf, [5])],
@@ -29,6 +29,7 @@ WRONG = [
     *[(name, value) for name in BOOLEANS for value in (1, "yes", "False")],
     *[(name, value) for name in COUNTS for value in (0, -1, 1.5, "10", True)],
     *[(name, value) for name in CHOICES for value in ("perhaps", 7, [])],
+    *[("step_events", value) for value in (0, 1, "True", "on")],
     *[("schema", value) for value in ("", "a\x00b", "100%", "x" * 64)],
 ]
 
@@ -113,6 +114,12 @@ def test_an_argument_wins_over_app_conf() -> None:
     """install() has the last word, app.conf comes before the default."""
     config = read(new_app(durable_lease=30, durable_schema="theirs"), database_url=URL, lease=timedelta(minutes=1))
     assert (config.lease, config.schema, config.retention) == (60.0, "theirs", 14 * 86400.0)
+
+
+@pytest.mark.parametrize("value", ["auto", True, False])
+def test_step_events_may_be_switched_or_left_to_the_worker(value: Any) -> None:
+    """One setting that is a word or a truth value."""
+    assert read(new_app(durable_step_events=value), database_url=URL).step_events is value
 
 
 def test_none_means_the_default() -> None:

@@ -39,15 +39,15 @@ def test_a_body_is_interrupted_at_its_limit() -> None:
 
 def test_a_body_that_is_in_time_is_left_alone() -> None:
     """It sees its deadline on the monotonic clock."""
-    with soft_limit(30, "it") as deadline:
-        assert deadline is not None
-        assert 29 < deadline - time.monotonic() <= 30
+    with soft_limit(30, "it") as limit:
+        assert limit.deadline is not None
+        assert 29 < limit.deadline - time.monotonic() <= 30
 
 
 def test_no_limit_is_no_deadline() -> None:
     """Nothing is set up for a step without one."""
-    with soft_limit(None, "it") as deadline:
-        assert deadline is None
+    with soft_limit(None, "it") as limit:
+        assert limit.deadline is None
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
@@ -77,8 +77,8 @@ def test_outside_the_main_thread_a_late_try_has_timed_out() -> None:
     """Nothing can interrupt it there, but its result doesn't count."""
 
     def late() -> None:
-        with soft_limit(0.02, "it") as deadline:
-            assert deadline is not None
+        with soft_limit(0.02, "it") as limit:
+            assert not limit.is_over
             linger(0.05)
 
     with ThreadPoolExecutor(1) as threads, pytest.raises(StepTimeout):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.utils.time import get_exponential_backoff_interval
 
-from celery_durable.engine.retry import RetryPolicy, call_with_retries
+from celery_durable.engine.retry import Ended, RetryPolicy, TryAgain, call_with_retries
+from celery_durable.engine.waiting import complete
 from celery_durable.exceptions import StepTimeout, Suspended
 
 
@@ -27,13 +27,24 @@ class Flaky:
         return "done"
 
     def run(self, policy: RetryPolicy, failed_tries: int = 0) -> str:
-        return call_with_retries(
-            policy,
-            self,
-            failed_tries=failed_tries,
-            failed=lambda error, delay: self.told.append((str(error), delay)),
-            wait=self.waits.append,
+        ended = complete(
+            call_with_retries(policy, self.once, failed_tries=failed_tries, failed=self.failed, wait=self.wait)
         )
+        if ended.error is not None:
+            raise ended.error
+        return str(ended.value)
+
+    async def once(self) -> Ended:
+        try:
+            return Ended(self())
+        except (Exception, TryAgain) as error:
+            return Ended(error=error)
+
+    async def failed(self, ended: Ended, delay: float) -> None:
+        self.told.append((str(ended.error), delay))
+
+    async def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
 
 
 def policy(**options: object) -> RetryPolicy:
@@ -136,28 +147,11 @@ def test_delays_grow_as_declared(options: dict[str, object], delays: list[float]
 def test_a_delay_of_very_many_tries_is_the_cap() -> None:
     """The arithmetic doesn't overflow in a retry for ever."""
     assert policy(retry_backoff_max=600.0).delay_after(100_000) == 600.0
-    assert policy(retry_backoff_max=600.0, whole_seconds=True).delay_after(100_000) == 600.0
 
 
-@pytest.mark.parametrize("whole_seconds", [False, True])
-def test_jitter_stays_between_zero_and_the_delay(whole_seconds: bool) -> None:
+def test_jitter_stays_between_zero_and_the_delay() -> None:
     """It is spread over all of that range, as in Celery."""
-    jittery = policy(retry_backoff=8.0, retry_jitter=True, whole_seconds=whole_seconds)
+    jittery = policy(retry_backoff=8.0, retry_jitter=True)
     delays = [jittery.delay_after(1) for _ in range(500)]
     assert 0 <= min(delays) < 2
     assert 6 < max(delays) <= 8
-    assert all(delay == int(delay) for delay in delays) is whole_seconds
-
-
-@pytest.mark.parametrize("backoff", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("maximum", [5, 600])
-def test_an_unmodified_task_waits_as_long_as_under_celery(backoff: float, maximum: int) -> None:
-    """Celery's own function is the measure."""
-    ours = policy(retry_backoff=backoff, retry_backoff_max=float(maximum), whole_seconds=True)
-    theirs = [
-        get_exponential_backoff_interval(
-            factor=int(max(1.0, backoff)), retries=retries, maximum=maximum, full_jitter=False
-        )
-        for retries in range(8)
-    ]
-    assert [ours.delay_after(tries) for tries in range(1, 9)] == theirs

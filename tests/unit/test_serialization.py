@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 import pickle
+import subprocess
 import sys
+import traceback
 import uuid
-from contextlib import suppress
-from datetime import datetime, timezone
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import kombu.compression
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.exceptions import SerializerNotInstalled
 
 from celery_durable.exceptions import (
     ConfigurationError,
@@ -25,14 +36,21 @@ from celery_durable.exceptions import (
     StepTimeout,
 )
 from celery_durable.serialization import (
+    COMPRESSED_FROM,
+    MOST_EXPANSION,
+    MOST_NESTED,
     REPR_LIMIT,
+    TRACEBACK_LIMIT,
     Codec,
     Payload,
+    TryError,
     call_repr,
+    decode_errors,
     fingerprint,
     printable,
 )
 
+ROOT = Path(__file__).parents[2]
 CODEC = Codec.of("json", ["json"], 10_000)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -187,15 +205,185 @@ def test_an_error_is_never_a_pickle() -> None:
 @pytest.mark.parametrize(
     ("serializer", "accept", "message"),
     [
-        ("jsonn", ["json"], "isn't known"),
-        ("json", ["jsonn"], "isn't known"),
+        ("jsonn", ["json"], "The serializer 'jsonn' isn't known"),
+        ("", ["json"], "The serializer '' isn't known"),
+        (["json"], ["json"], "isn't known"),
+        ("raw", ["json"], "isn't known"),
+        ("json", ["jsonn"], "accept_content has a serializer that isn't known"),
         ("pickle", ["json"], "isn't in accept_content"),
     ],
 )
-def test_a_serializer_that_does_not_fit_is_an_error(serializer: str, accept: list[str], message: str) -> None:
+def test_a_serializer_that_does_not_fit_is_an_error(serializer: Any, accept: list[str], message: str) -> None:
     """It is found when the worker starts, not with the first result."""
     with pytest.raises(ConfigurationError, match=message):
         Codec.of(serializer, accept, 100)
+    with pytest.raises(ConfigurationError, match=message):
+        Codec("json", frozenset(accept), 100).using(serializer or "jsonn", "gzip")
+
+
+def test_a_serializer_without_its_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kombu knows msgpack by name even where it isn't installed."""
+
+    def missing(*_: Any) -> NoReturn:
+        raise SerializerNotInstalled("No decoder installed for msgpack")
+
+    encoders = kombu.serialization.registry._encoders
+    monkeypatch.setitem(encoders, "msgpack", encoders["msgpack"]._replace(encoder=missing))
+    with pytest.raises(ConfigurationError, match="install its library"):
+        Codec.of("msgpack", ["msgpack"], 100)
+
+
+def test_a_task_has_its_own_serializer() -> None:
+    """Among those that the app accepts; what is stored is read by every codec of the app."""
+    codec = Codec.of("json", ["json", "pickle"], 10_000)
+    own = codec.using("pickle", None)
+    value = {1: {2}, "c": Color.RED}
+    payload = own.encode(value, "it")
+    assert payload.content_type == "application/x-python-serialize"
+    assert codec.decode(payload, "it") == own.decode(payload, "it") == value
+
+
+def test_without_options_of_its_own_a_task_has_the_apps_codec() -> None:
+    """The very same, as most steps do."""
+    packing = Codec.of("json", ["json"], 10_000, "gzip")
+    assert CODEC.using(None, None) is CODEC
+    assert CODEC.using("json", None) is CODEC
+    assert packing.using(None, "application/x-gzip") is packing
+    assert packing.using("json", None).compression == "application/x-gzip"
+
+
+COMPRESSIONS = kombu.compression.encoders()
+LONG = {"text": "lorem ipsum " * 1000}
+
+
+@pytest.mark.parametrize("compression", [*COMPRESSIONS, "gzip", "zlib", "bzip2", "lzma"])
+@pytest.mark.parametrize("serializer", ["json", "yaml", "pickle"])
+def test_large_values_are_compressed(serializer: str, compression: str) -> None:
+    """By every compression that kombu has here, under every serializer; any codec of the app reads them."""
+    codec = Codec.of(serializer, ["json", "yaml", "pickle"], 10_000)
+    payload = codec.using(None, compression).encode(LONG, "it")
+    assert len(payload.data) < 1000
+    assert payload.content_type is not None
+    assert payload.content_type.split("; compression=")[1] in COMPRESSIONS
+    assert codec.decode(payload, "it") == LONG
+
+
+def test_small_values_and_those_that_do_not_shrink_are_stored_plain() -> None:
+    """Compression costs time, and may make a value larger."""
+    codec = Codec.of("pickle", ["pickle"], 10_000, "gzip")
+    small, random = "x" * (COMPRESSED_FROM - 100), zlib.compress(str(list(range(3000))).encode())
+    for value in (small, random):
+        payload = codec.encode(value, "it")
+        assert payload.content_type == "application/x-python-serialize"
+        assert codec.decode(payload, "it") == value
+
+
+def test_a_compression_that_kombu_lacks_is_an_error() -> None:
+    """The known ones are named."""
+    for codec in (lambda: Codec.of("json", ["json"], 100, "zipp"), lambda: CODEC.using(None, "zipp")):
+        with pytest.raises(ConfigurationError, match="'zipp' isn't known to kombu here.*gzip"):
+            codec()
+
+
+def test_the_payload_limit_is_about_what_is_stored() -> None:
+    """A compressed value may be larger in memory, yet not without bounds."""
+    codec = Codec.of("json", ["json"], 2000, "gzip")
+    large = "x" * (MOST_EXPANSION * 2000 - 2)
+    assert codec.decode(codec.encode(large, "it"), "it") == large
+    with pytest.raises(PayloadTooLarge, match="32,001 bytes"):
+        codec.encode(large + "x", "it")
+    with pytest.raises(PayloadTooLarge, match="4,002 bytes"):
+        CODEC_OF_2000.encode("x" * 4000, "it")
+
+
+CODEC_OF_2000 = Codec.of("json", ["json"], 2000)
+
+
+@pytest.mark.parametrize(
+    ("compress", "compression"),
+    [(zlib.compress, "application/x-gzip"), (bz2.compress, "application/x-bz2"), (lzma.compress, "application/x-lzma")],
+)
+def test_a_compressed_bomb_is_not_expanded(compress: Callable[[bytes], bytes], compression: str) -> None:
+    """Few bytes in the database can't fill a worker's memory."""
+    bomb = Payload(compress(b" " * 50_000_000 + b"1"), f"application/json; compression={compression}")
+    with pytest.raises(SerializationError, match="it expands to more than 32,000 bytes"):
+        CODEC_OF_2000.decode(bomb, "it")
+
+
+@contextmanager
+def registered(name: str, compress: Callable[[bytes], bytes], expand: Callable[[bytes], bytes]) -> Iterator[None]:
+    """A compression of the app's own."""
+    kombu.compression.register(compress, expand, f"application/x-{name}", aliases=[name])
+    try:
+        yield
+    finally:
+        for registry in (kombu.compression._encoders, kombu.compression._decoders):
+            del registry[f"application/x-{name}"]
+        del kombu.compression._aliases[name]
+
+
+def test_a_compression_of_the_app_is_used() -> None:
+    """And checked for its size afterwards."""
+    with registered("mine", zlib.compress, lambda data: zlib.decompress(data)):
+        payload = CODEC.using(None, "mine").encode(LONG, "it")
+        assert payload.content_type == "application/json; compression=application/x-mine"
+        assert CODEC.decode(payload, "it") == LONG
+        with pytest.raises(SerializationError, match="expands to more than"):
+            CODEC_OF_2000.decode(Payload(zlib.compress(b"1" * 33_000), payload.content_type), "it")
+    with pytest.raises(SerializationError, match="'application/x-mine' isn't known to kombu here"):
+        CODEC.decode(payload, "it")
+
+
+def test_a_compression_that_fails_is_named() -> None:
+    """The error of a library doesn't stand alone."""
+    with (
+        registered("broken", lambda data: 1 / 0, zlib.decompress),  # type: ignore[arg-type, return-value]
+        pytest.raises(SerializationError, match="it can't be compressed as application/x-broken"),
+    ):
+        CODEC.using(None, "broken").encode(LONG, "it")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, -1])
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "lzma"])
+def test_broken_compressed_bytes_are_an_error(compression: str, cut: int) -> None:
+    """Even if only the end is missing."""
+    payload = CODEC.using(None, compression).encode(LONG, "it")
+    with pytest.raises(SerializationError, match="it can't be read back"):
+        CODEC.decode(Payload(payload.data[:cut], payload.content_type), "it")
+
+
+def test_a_value_cannot_choose_an_unaccepted_type_by_parameters() -> None:
+    """Neither compressed nor with whatever else a content type may have."""
+    bomb = zlib.compress(pickle.dumps(Bomb()))
+    for end in ("", "; compression=application/x-gzip", "; charset=utf-8", "; shape=json", "; shape=other"):
+        with pytest.raises(SerializationError):
+            CODEC.decode(Payload(bomb, f"application/x-python-serialize{end}"), "it")
+
+
+def test_no_bytes_are_no_value() -> None:
+    """kombu would return them."""
+    with pytest.raises(SerializationError, match="there are no bytes"):
+        CODEC.decode(Payload(b""), "it")
+
+
+class Unreadable:
+    """Can be written, but not read back."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("not a number",)
+
+
+@pytest.mark.parametrize(
+    ("serializer", "value"),
+    [("pickle", Unreadable()), ("json", {"__type__": "nobody's", "__value__": 1})],
+    ids=["pickle", "json"],
+)
+def test_a_value_whose_decoding_fails_is_named(serializer: str, value: Any) -> None:
+    """The engine reads what it writes, so that this is the step's outcome."""
+    codec = Codec.of(serializer, [serializer], 10_000)
+    payload = codec.encode(value, "The result of step 'charge'")
+    with pytest.raises(SerializationError, match="The result of step 'charge' can't be read back"):
+        codec.decode(payload, "The result of step 'charge'")
 
 
 @pytest.mark.parametrize("value", [object(), {1: object()}, {"x": lambda: 1}], ids=["object", "inside", "lambda"])
@@ -220,7 +408,14 @@ def test_the_payload_limit_is_exact() -> None:
         CODEC.encode("x" * 9_999, "it")
 
 
-@given(st.binary(), st.sampled_from([None, "application/json", "application/x-yaml", "application/data", "nonsense"]))
+@given(
+    st.binary(),
+    st.sampled_from([
+        None, "application/json", "application/x-yaml", "application/data", "nonsense", ";", "; shape=json",
+        "application/json; compression=", "application/json; compression=application/x-gzip",
+        "application/json; compression=application/x-lzma; shape=json", "application/json; compression=zip\x00",
+    ]) | st.text(),
+)  # fmt: skip
 def test_garbage_is_a_serialization_error(data: bytes, content_type: str | None) -> None:
     """Whatever was stored, reading it raises nothing else."""
     with suppress(SerializationError):

@@ -108,11 +108,15 @@ CREATE TABLE {schema}.checkpoint (
     errors        bytea,
     child_id      text,
     wake_at       timestamptz,
+    kill_at       timestamptz,
+    overran       boolean NOT NULL DEFAULT false,
     started_at    timestamptz NOT NULL,
     at            timestamptz NOT NULL,
     PRIMARY KEY (workflow, key),
     CONSTRAINT checkpoint_settled CHECK ((ok IS NULL) = (value IS NULL))
 );
 COMMENT ON TABLE {schema}.checkpoint IS 'The kept outcome of each step; ok is null while it is not settled (a failed try, a wait).';
+COMMENT ON COLUMN {schema}.checkpoint.kill_at IS 'When the hard time limit of the try that runs will have ended its process.';
+COMMENT ON COLUMN {schema}.checkpoint.overran IS 'That time limit has ended the process; the next attempt counts the try as failed.';
 
 ALTER TABLE {schema}.workflow SET (autovacuum_vacuum_scale_factor = 0.05);
