@@ -24,6 +24,9 @@ from .client import (
 from .current import current
 from .gather import agather, gather
 
+# Management
+from .management import resume_workflow
+
 # Declaring
 from .task import Step, Workflow, as_step, step, workflow
 from .version import __version__
@@ -44,6 +47,7 @@ __all__ = [
     "install",
     "list_workflow_steps",
     "list_workflows",
+    "resume_workflow",
     "step",
     "workflow",
 ]

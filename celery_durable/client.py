@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,14 +17,18 @@ from celery.result import AsyncResult
 from kombu.serialization import loads
 
 from . import states
-from .exceptions import WorkflowNotFound
+from .engine.context import current_step
+from .exceptions import NotAllowedInStep, WorkflowNotFound
 from .installation import Installation, find
-from .serialization import Payload
+from .serialization import Payload, TryError, decode_errors
 from .store.rows import StepRow, WorkflowRow
 
 #: How long a caller waits for a database that can't be reached, in seconds.
 CALLER_PATIENCE = 3.0
 _FIRST_LOOK, _LONGEST_PAUSE = 0.02, 1.0
+
+#: What a key has besides the step's name: its branch, and its number.
+_PLACE = re.compile(r"(\[[^\[\]]*\])?(#\d+)?$")
 
 R = TypeVar("R")
 
@@ -87,6 +93,8 @@ class StepInfo:
     started_at: datetime
     finished_at: datetime | None
     child_id: str | None
+    #: The errors of its tries, the oldest first; of more than twenty only the first and the last ones.
+    errors: tuple[TryError, ...] = ()
 
 
 def get_workflow_status(id: str, app: Celery | None = None) -> WorkflowStatus:
@@ -144,12 +152,18 @@ class WorkflowHandle(Result[R]):
         """Wait for the workflow and return its result, or raise its error.
 
         ``timeout`` is in seconds; celery.exceptions.TimeoutError is raised when it has passed. With
-        ``propagate=False`` the error is returned.
+        ``propagate=False`` the error is returned. In a step it raises NotAllowedInStep.
         """
+        if current_step() is not None:
+            raise NotAllowedInStep("A step can't wait for a workflow: do that in the workflow, between steps.")
         if not self._reads_postgres:
             result: R = super().get(timeout=timeout, propagate=propagate, **kwargs)
             return result
         return self._wait(timeout, propagate)
+
+    async def aget(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> R:
+        """Wait as ``get`` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.get, timeout, propagate, **kwargs)
 
     def __reduce_args__(self) -> tuple[Any, ...]:
         return (self.id,)
@@ -242,7 +256,7 @@ def _step(installation: Installation, row: StepRow) -> StepInfo:
         output, error = _value(installation, row.ok, row.payload, f"The result of step {row.key}")
     return StepInfo(
         key=row.key,
-        name=row.key.rpartition("#")[0] if row.key.rpartition("#")[2].isdigit() else row.key,
+        name=_PLACE.sub("", row.key),
         seq=row.seq,
         state="RETRY" if row.ok is None else "SUCCESS" if row.ok else "FAILURE",
         output=output,
@@ -251,6 +265,7 @@ def _step(installation: Installation, row: StepRow) -> StepInfo:
         started_at=row.started_at,
         finished_at=None if row.ok is None else row.at,
         child_id=row.child_id,
+        errors=decode_errors(row.errors) + (decode_errors(row.payload.data) if row.ok is False and row.payload else ()),
     )
 
 

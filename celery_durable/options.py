@@ -20,7 +20,7 @@ from .serialization import printable
 from .shapes import shape_of
 
 MAX_NAME = 255
-_COUNTED = re.compile(r"#\d+$")
+_COUNTED = re.compile(r"(#\d+|\])$")
 _RETRY_OPTIONS = ("max_retries", "retry_backoff", "retry_backoff_max", "retry_backoff_rate", "retry_jitter")
 STEP_OPTIONS = (
     "autoretry_for", "dont_autoretry_for", "retry_if", "max_retries", "retry_backoff", "retry_backoff_rate",

@@ -12,7 +12,10 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterator
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any, Literal
+from uuid import UUID
 
 from celery import Task
 
@@ -20,8 +23,9 @@ from .exceptions import SerializationError
 
 Mode = Literal["json", "python"]
 #: How a value is made plain, the best first. As JSON all of it is plain for whoever lists it, but bytes and unions such
-#: as ``str | datetime`` may only come back where the serializer itself keeps them.
+#: as ``str | datetime`` may only come back if what kombu knows is left to kombu.
 MODES: tuple[Mode, ...] = ("json", "python")
+_KNOWN_TO_KOMBU = {type(None), bool, int, float, str, bytes, datetime, date, time, Decimal, UUID}
 
 
 class Shape:
@@ -41,7 +45,8 @@ class Shape:
 
     def dump(self, value: Any, mode: Mode = "json") -> Any:
         """Return plain data of a value; raises whatever pydantic or the value's class does if it can't be made."""
-        return _adapter_of(self.hint).dump_python(value, mode=mode, by_alias=True, round_trip=True, warnings=False)
+        data = _adapter_of(self.hint).dump_python(value, mode=mode, by_alias=True, round_trip=True, warnings=False)
+        return _kept_by_kombu(data) if mode == "python" else data
 
     def load(self, data: Any, mode: Mode = "json") -> Any:
         """Rebuild a value from its data; raises whatever pydantic or the value's class does if it doesn't fit.
@@ -170,6 +175,21 @@ def _make_adapter(hint: Any) -> Any:
 def _cached_adapter(hint: Any, _order: str) -> Any:
     """Unions of the same members in another order are equal, but don't do the same: hence their text."""
     return _make_adapter(hint)
+
+
+def _kept_by_kombu(data: Any) -> Any:
+    """Return plain data whose leaves are of types that kombu's JSON keeps."""
+    if isinstance(data, dict):
+        return {_as_json({key: None}).popitem()[0]: _kept_by_kombu(value) for key, value in data.items()}
+    if isinstance(data, list | tuple | set | frozenset):
+        return [_kept_by_kombu(value) for value in data]
+    return data if type(data) in _KNOWN_TO_KOMBU else _as_json(data)
+
+
+def _as_json(data: Any) -> Any:
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(data)
 
 
 def _are_alike(one: Any, other: Any) -> bool:

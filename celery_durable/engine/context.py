@@ -104,21 +104,23 @@ class RunningStep:
 class Branch:
     """A sequence of calls that is the same on every replay: the function itself, or one of its asyncio tasks."""
 
-    #: Empty for the function, ``2`` for its second task, ``2.1`` for the first task of that one.
+    #: Empty for the function; ``pack`` for its first task of the coroutine function ``pack``, ``pack:2/wrap`` for the
+    #: first ``wrap`` of its second one.
     path: str = ""
     calls: dict[str, int] = field(default_factory=dict)
-    tasks: int = 0
+    tasks: dict[str, int] = field(default_factory=dict)
 
     def key_of(self, name: str) -> str:
-        """Return the key of the next call of this name: ``charge``, ``charge#2``, … ``charge@1``, ``charge@1#2``."""
+        """Return the key of the next call of this name: ``charge``, ``charge#2``, … ``charge[pack]``."""
         self.calls[name] = count = self.calls.get(name, 0) + 1
-        place = f"{name}@{self.path}" if self.path else name
+        place = f"{name}[{self.path}]" if self.path else name
         return place if count == 1 else f"{place}#{count}"
 
-    def fork(self) -> Branch:
-        """Begin the branch of a new task."""
-        self.tasks += 1
-        return Branch(f"{self.path}.{self.tasks}" if self.path else str(self.tasks))
+    def fork(self, name: str) -> Branch:
+        """Begin the branch of a new task. As with steps, those of other names may come and go in a deploy."""
+        self.tasks[name] = count = self.tasks.get(name, 0) + 1
+        place = name if count == 1 else f"{name}:{count}"
+        return Branch(f"{self.path}/{place}" if self.path else place)
 
 
 @dataclass(slots=True)

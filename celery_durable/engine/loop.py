@@ -147,7 +147,8 @@ def _in_new_branch(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: An
     if branch is None or attempt is None or attempt.flights is None:
         return asyncio.Task(coroutine, loop=loop, **kwargs)
     context = kwargs.get("context") or copy_context()
-    task = context.run(_make_task, branch.fork(), partial(asyncio.Task, coroutine, loop=loop, **kwargs))
+    name = getattr(coroutine, "__name__", type(coroutine).__name__)
+    task = context.run(_make_task, branch.fork(name), partial(asyncio.Task, coroutine, loop=loop, **kwargs))
     attempt.flights.tasks.add(task)
     return task
 

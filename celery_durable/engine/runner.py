@@ -29,6 +29,11 @@ def call_body(attempt: Attempt, body: Callable[[], Any], translate: Callable[[Ex
         if attempt.nondeterminism is not None:
             return failed(attempt.engine, attempt.nondeterminism, dead=True)
         return translate(error) or failed(attempt.engine, error)
+    except BaseException as error:
+        # A group of the errors of asyncio tasks may hold what unwinds the function; an exit of the process never does.
+        if attempt.unwinding is None or isinstance(error, SystemExit | KeyboardInterrupt):
+            raise
+        return _unwound(attempt.unwinding)
     if attempt.unwinding is not None:
         # The function has swallowed what unwinds it; its return value means nothing.
         return _unwound(attempt.unwinding)

@@ -118,6 +118,11 @@ class Workflows:
             )
         )  # fmt: skip
 
+    def resume(self, workflow_id: str, republish_after: float, *, patience: float) -> StoredMessage | None:
+        """Let a workflow go on that has ended without success; return the message that the caller now sends."""
+        rows = self._run("resume", patience, id=workflow_id, republish_after=republish_after)
+        return StoredMessage(*rows[0]) if rows else None
+
     def expired(self, ids: Collection[str], *, verdict: Payload, patience: float) -> list[str]:
         """End workflows that weren't started in time, as Celery's ``expires`` has it."""
         return _ids(self._run("expired", patience, ids=list(ids), verdict=verdict.data))

@@ -37,7 +37,9 @@ WITH seen AS MATERIALIZED (
         deadline = coalesce(w.deadline, clock_timestamp() + w.timeout)
     WHERE w.id = %(id)s AND w.name = %(name)s
     AND (w.state = 'RUNNING' AND w.token = %(token)s
-         OR w.state = 'ENQUEUED' AND w.node IS NULL AND w.attempt = (SELECT attempt FROM seen)
+         OR w.state = 'ENQUEUED' AND w.attempt = (SELECT attempt FROM seen)
+         AND NOT EXISTS (SELECT FROM {schema}.node o WHERE o.id = w.node AND o.seen > clock_timestamp() - o.lease
+                         AND (w.claimed_at < o.as_of AND w.id <> ALL (o.active)) IS NOT TRUE)
          AND w.retries = %(retries)s AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
          AND EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND NOT n.draining
                      AND n.seen > clock_timestamp() - n.lease))
@@ -135,6 +137,26 @@ WITH own AS (
     DELETE FROM {schema}.checkpoint c USING freed WHERE c.workflow = freed.id AND c.ok IS NOT TRUE
 )
 SELECT true FROM freed
+
+-- name: resume
+-- A workflow that has ended without success goes on past its completed steps; failed ones run anew, no deadline
+-- holds any more. While its last owner still delivers the old end, the message waits for that.
+WITH ended AS (
+    SELECT id FROM {schema}.workflow WHERE id = %(id)s AND state IN ('CANCELLED', 'DEAD', 'FAILURE') FOR UPDATE
+), freed AS (
+    UPDATE {schema}.workflow w
+    SET state = 'ENQUEUED', finished_at = NULL, dispatched = NULL, token = NULL, crashes = 0, timeout = NULL,
+        deadline = NULL, wake_at = NULL, waiting_for = NULL, publishes = 0, published_at = clock_timestamp(),
+        publish_at = clock_timestamp() + make_interval(secs => %(republish_after)s)
+    FROM ended WHERE w.id = ended.id
+    RETURNING w.id, w.published_at, w.attempt
+), cleared AS (
+    DELETE FROM {schema}.checkpoint c USING freed WHERE c.workflow = freed.id AND c.ok IS NOT TRUE
+), withdrawn AS (
+    DELETE FROM {schema}.output o USING freed WHERE o.workflow = freed.id
+)
+SELECT freed.id, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
+FROM freed JOIN {schema}.input i ON i.workflow = freed.id
 
 -- name: expired
 -- A workflow that wasn't started before Celery's `expires` ends; whoever found that delivers this outcome.
@@ -301,12 +323,14 @@ WHERE w.id = %(id)s AND w.name = %(name)s AND NOT w.dispatched AND w.node IS NUL
 RETURNING w.state, o.ok, o.value, o.content_type
 
 -- name: confirm
--- Celery has delivered these outcomes.
+-- Celery has delivered these outcomes. One that was resumed meanwhile isn't final any more, and can be claimed now.
 WITH mine AS (
-    SELECT id FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[]) AND node = %(node)s AND NOT dispatched
+    SELECT id FROM {schema}.workflow
+    WHERE id = ANY(%(ids)s::text[]) AND node = %(node)s AND (NOT dispatched OR state = 'ENQUEUED')
     ORDER BY id FOR UPDATE
 )
-UPDATE {schema}.workflow w SET dispatched = true, node = NULL FROM mine WHERE w.id = mine.id
+UPDATE {schema}.workflow w SET dispatched = CASE WHEN w.finished_at IS NOT NULL THEN true END, node = NULL
+FROM mine WHERE w.id = mine.id
 
 -- name: prune
 -- Finished long ago, delivered, released, and not the child of one that lives: gone with all that belongs to it.

@@ -21,10 +21,12 @@ from celery.events.receiver import EventReceiver
 from celery.events.state import State
 from kombu.serialization import register, unregister
 
+import celery_durable as durable
 from celery_durable import events
 from celery_durable.events import MOST_IN_MESSAGE, MOST_WAITING, StepEvents
 from celery_durable.testing.servers import EmbeddedBroker
 from tests.fixtures.fix_wait import wait_until
+from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.workers import ROOT
 from tests.unit.test_events import report
 
@@ -68,6 +70,8 @@ class Listener(threading.Thread):
     def __init__(self, app: Celery) -> None:
         super().__init__(daemon=True)
         self.state = State(max_tasks_in_memory=2 * MOST_WAITING)
+        #: Type and task of each event.
+        self.heard: list[tuple[str, str]] = []
         #: How many events there were in each message.
         self.sizes: list[int] = []
         self.routing_keys: set[str] = set()
@@ -100,7 +104,11 @@ class Listener(threading.Thread):
                 listener.routing_keys.add(message.delivery_info["routing_key"])
                 super()._receive(body, message)
 
-        return Receiver(connection, handlers={"*": self.state.event}, app=self._app)
+        return Receiver(connection, handlers={"*": self._hear}, app=self._app)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        self.heard.append((event["type"], event.get("uuid", "")))
+        self.state.event(event)
 
     def task(self, task_id: str) -> Any:
         """Wait until a task is known."""
@@ -122,6 +130,11 @@ def watching(app: Celery) -> Iterator[StepEvents]:
     """A watcher of steps that ends with the block."""
     watcher = StepEvents(app)
     yield watcher
+    end_of_worker()
+
+
+def end_of_worker() -> None:
+    """Tell all watchers of this process."""
     signals.worker_shutdown.send(sender=None)
 
 
@@ -174,6 +187,51 @@ def test_a_step_arrives_as_a_child_of_its_workflow(broker_url: str, name: str) -
     assert second.pid == os.getpid()
     assert list(listener.state.workers) == ["w1@host"]
     assert listener.routing_keys == {"task.multi"}, "what Celery's own batches have"
+
+
+def test_a_run_tells_each_try_once(database_url: str, broker_url: str) -> None:
+    """Without `-E` nothing; where the setting says so a failed try, its retry's success, and a failure for good."""
+    quiet, loud = (Inprocess(database_url, broker_url, step_events=setting) for setting in ("auto", True))
+    try:
+        with Listener(loud.app) as listener:
+            for shop in (quiet, loud):
+                workflow = declare(shop)
+                handle = workflow.delay()
+                assert shop.run(handle.id) == [2, "refused"]
+            end_of_worker()
+            wait_until(lambda: len(listener.heard) >= 3, message="three events come")
+    finally:
+        quiet.close()
+        loud.close()
+    (retried, first), (succeeded, second), (failed, third) = listener.heard
+    assert (retried, succeeded, failed) == ("task-retried", "task-succeeded", "task-failed")
+    assert first == second != third
+    assert listener.task(third).name == "refuse"
+    assert {task.parent_id for task in listener.state.tasks.values()} == {handle.id}
+
+
+def declare(shop: Inprocess) -> Any:
+    """A workflow with a step that succeeds in its second try, and one that fails."""
+
+    @shop.step(name="flaky", autoretry_for=(OSError,), max_retries=1, retry_backoff=0.01)
+    def flaky() -> int:
+        if durable.current.step.attempt == 1:
+            raise OSError("once")
+        return durable.current.step.attempt
+
+    @shop.step(name="refuse")
+    def refuse() -> None:
+        raise ValueError("refused")
+
+    @shop.workflow(name="both")
+    def both() -> list[Any]:
+        done = flaky()
+        try:
+            refuse()
+        except ValueError as error:
+            return [done, str(error)]
+
+    return both
 
 
 def test_events_leave_in_batches(app: Celery, listener: Listener, name: str) -> None:

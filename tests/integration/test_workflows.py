@@ -285,10 +285,13 @@ def test_a_late_workflow_is_not_claimed(rig: Rig) -> None:
 
 
 def test_a_row_that_still_has_a_runner_is_not_claimed(rig: Rig) -> None:
-    """At most one body at a time."""
+    """At most one body at a time: only when that runner's node is silent can another one have it."""
     rig.start()
-    rig.update("w1", "node = %s", uuid.uuid4())
+    owner = rig.node()
+    rig.update("w1", "node = %s", owner)
     assert rig.claim("w1", rig.node()) is None
+    rig.silence(owner)
+    assert rig.claim("w1", rig.node()) is not None
 
 
 def test_a_look_tells_how_a_run_stands(rig: Rig) -> None:

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
+from random import Random
 from typing import Any, NoReturn
 
 import kombu.compression
@@ -26,6 +27,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import SerializerNotInstalled
+from kombu.utils.json import dumps as json_dumps
 
 from celery_durable.exceptions import (
     ConfigurationError,
@@ -105,6 +107,118 @@ class NeedsAttribute(Exception):
 
 class Lost(OSError):
     """A subclass of an error that is made in C."""
+
+
+class Slots(Exception):
+    """An error that keeps what it has in slots."""
+
+    __slots__ = ("__secret", "code", "lock", "unset")
+
+    def __init__(self, code: int) -> None:
+        super().__init__("slotted")
+        self.code = code
+        self.lock = object()
+        self.__secret = [code]
+
+    @property
+    def secret(self) -> list[int]:
+        return self.__secret
+
+
+class Frozen(Exception):
+    """An error that refuses to be changed, and whose attributes are properties."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("frozen")
+        vars(self)["code"] = code
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("frozen")
+
+    @property
+    def code(self) -> int:
+        return vars(self)["code"]
+
+
+class Mixed(ValueError, OSError):
+    """The layout is that of its second base."""
+
+
+class Falsy(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
+class Text(str):
+    """Text with methods that aren't those of str."""
+
+    def _broken(self, *_: Any) -> NoReturn:
+        raise RuntimeError("no text either")
+
+    __len__ = __getitem__ = __format__ = __str__ = replace = encode = split = _broken  # type: ignore[assignment]
+
+
+class OddText(Exception):
+    def __str__(self) -> str:
+        return Text("odd")
+
+    __repr__ = __str__
+
+
+class BrokenCause(Exception):
+    """An error whose traceback can't be formatted."""
+
+    @property
+    def __cause__(self) -> NoReturn:  # type: ignore[override]
+        raise RuntimeError("no cause")
+
+
+CALLS: list[str] = []
+
+
+def recorded(name: str) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> NoReturn:
+        CALLS.append(name)
+        raise RuntimeError(name)
+
+    return call
+
+
+class Meta(type):
+    """A metaclass with ideas of its own."""
+
+    __call__ = __eq__ = __instancecheck__ = __subclasscheck__ = recorded("metaclass")  # type: ignore[assignment]
+    __hash__ = recorded("hash")  # type: ignore[assignment]
+    __mro__ = __bases__ = __base__ = __dict__ = __module__ = property(  # type: ignore[assignment]
+        recorded("property of the metaclass")
+    )
+
+
+HOSTILE = (
+    "__new__", "__init__", "__setattr__", "__delattr__", "__getattribute__", "__setstate__", "__getstate__",
+    "__reduce__", "__reduce_ex__", "__bool__", "__len__", "__eq__", "__hash__", "__repr__", "__init_subclass__",
+    "__getnewargs__", "__copy__", "with_traceback", "add_note",
+)  # fmt: skip
+#: A class all of whose code says when it is called. Like many an odd class, it claims to be built in.
+Hostile: Any = type.__new__(
+    Meta,
+    "Hostile",
+    (KeyError,),
+    {
+        **{name: recorded(name) for name in HOSTILE},
+        **{name: property(recorded(name)) for name in ("args", "__dict__", "__class__", "__traceback__", "__notes__")},
+        "__slots__": ("code",),
+        "__module__": __name__,
+    },
+)
+
+
+def hostile() -> Any:
+    """An error of it, made behind its back."""
+    error = KeyError.__new__(Hostile, "key")
+    vars(BaseException)["__dict__"].__get__(error)["limit"] = [7]
+    type.__dict__["__dict__"].__get__(Hostile)["code"].__set__(error, 402)
+    return error
 
 
 class Outer:
@@ -217,8 +331,13 @@ def test_a_serializer_that_does_not_fit_is_an_error(serializer: Any, accept: lis
     """It is found when the worker starts, not with the first result."""
     with pytest.raises(ConfigurationError, match=message):
         Codec.of(serializer, accept, 100)
+
+
+@pytest.mark.parametrize(("serializer", "message"), [("jsonn", "isn't known"), ("pickle", "isn't in accept_content")])
+def test_a_tasks_serializer_that_does_not_fit_is_an_error(serializer: str, message: str) -> None:
+    """As the app's own."""
     with pytest.raises(ConfigurationError, match=message):
-        Codec("json", frozenset(accept), 100).using(serializer or "jsonn", "gzip")
+        CODEC.using(serializer, None)
 
 
 def test_a_serializer_without_its_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +390,7 @@ def test_large_values_are_compressed(serializer: str, compression: str) -> None:
 def test_small_values_and_those_that_do_not_shrink_are_stored_plain() -> None:
     """Compression costs time, and may make a value larger."""
     codec = Codec.of("pickle", ["pickle"], 10_000, "gzip")
-    small, random = "x" * (COMPRESSED_FROM - 100), zlib.compress(str(list(range(3000))).encode())
+    small, random = "x" * (COMPRESSED_FROM - 100), Random(0).randbytes(3000)
     for value in (small, random):
         payload = codec.encode(value, "it")
         assert payload.content_type == "application/x-python-serialize"
@@ -281,7 +400,7 @@ def test_small_values_and_those_that_do_not_shrink_are_stored_plain() -> None:
 def test_a_compression_that_kombu_lacks_is_an_error() -> None:
     """The known ones are named."""
     for codec in (lambda: Codec.of("json", ["json"], 100, "zipp"), lambda: CODEC.using(None, "zipp")):
-        with pytest.raises(ConfigurationError, match="'zipp' isn't known to kombu here.*gzip"):
+        with pytest.raises(ConfigurationError, match=r"'zipp' isn't known to kombu here.*gzip"):
             codec()
 
 
@@ -305,7 +424,7 @@ CODEC_OF_2000 = Codec.of("json", ["json"], 2000)
 )
 def test_a_compressed_bomb_is_not_expanded(compress: Callable[[bytes], bytes], compression: str) -> None:
     """Few bytes in the database can't fill a worker's memory."""
-    bomb = Payload(compress(b" " * 50_000_000 + b"1"), f"application/json; compression={compression}")
+    bomb = Payload(compress(b" " * 5_000_000 + b"1"), f"application/json; compression={compression}")
     with pytest.raises(SerializationError, match="it expands to more than 32,000 bytes"):
         CODEC_OF_2000.decode(bomb, "it")
 
@@ -552,13 +671,371 @@ def test_a_file_name_that_is_a_path_is_kept_as_text() -> None:
     assert error.filename == "/no/such/file"
 
 
+def with_members(error: Any, **members: Any) -> Any:
+    for name, value in members.items():
+        setattr(error, name, value)
+    return error
+
+
+def raised_by(function: Callable[[], Any]) -> Exception:
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("it raised nothing")
+
+
+@pytest.mark.parametrize(
+    ("error", "members"),
+    [
+        (ImportError("no", name="shop", path="/shop.py"), ["msg", "name", "path"]),
+        (raised_by(lambda: __import__("no_such_module")), ["msg", "name"]),
+        (raised_by(lambda: (5).nothing), ["name"]),  # type: ignore[attr-defined]
+        (raised_by(lambda: nowhere), ["name"]),  # type: ignore[name-defined]  # noqa: F821
+        (raised_by(lambda: compile("a = (", "shop.py", "exec")),
+         ["msg", "filename", "lineno", "offset", "text", "end_lineno", "end_offset"]),
+        (StopIteration(3), ["value"]),
+        (with_members(StopIteration(3), value=4), ["value"]),
+        (raised_by(lambda: b"ab\xff".decode()), ["encoding", "object", "start", "end", "reason"]),
+        (with_members(UnicodeEncodeError("ascii", "aüü", 1, 2, "no"), end=3, reason="two"),
+         ["encoding", "object", "start", "end", "reason"]),
+        (UnicodeTranslateError("aü", 1, 2, "no"), ["object", "start", "end", "reason"]),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "at the end"), ["object", "start", "end"]),
+        (BlockingIOError(11, "full", 512), ["errno", "strerror", "characters_written"]),
+        (with_members(OSError("text"), errno=5, filename="a", filename2="b"), ["errno", "filename", "filename2"]),
+        (Mixed(2, "gone", "there"), ["errno", "strerror", "filename"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)  # fmt: skip
+def test_what_built_in_errors_have_in_c_is_kept(error: Exception, members: list[str]) -> None:
+    """These members are neither in ``args`` nor in ``__dict__``."""
+    found = rebuilt(error)
+    assert type(found) is type(error)
+    assert (str(found), found.args) == (str(error), json_like(error.args))
+    assert [getattr(found, name) for name in members] == [getattr(error, name) for name in members]
+
+
+def json_like(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(list(arg) if isinstance(arg, tuple) else arg for arg in args)
+
+
+def test_the_object_that_lacks_an_attribute_is_not_kept() -> None:
+    """It may be anything, of any size; Python's own pickles leave it out, too."""
+    payload = CODEC.encode_error(raised_by(lambda: {"a": "plain data"}.nothing))  # type: ignore[attr-defined]
+    assert json.loads(payload.data)["members"] == {"name": "nothing"}
+
+
+def test_slots_are_kept() -> None:
+    """Those that can be serialized, and private ones too."""
+    error = rebuilt(Slots(5))
+    assert isinstance(error, Slots)
+    assert (error.code, error.secret) == (5, [5])
+    assert not hasattr(error, "lock")
+    assert not hasattr(error, "unset")
+
+
+def test_an_error_that_cannot_be_changed_is_rebuilt() -> None:
+    """Without its __setattr__, and although a property has the name of what is in its ``__dict__``."""
+    error = rebuilt(Frozen(5))
+    assert isinstance(error, Frozen)
+    assert error.code == 5
+
+
+def test_nothing_of_a_class_but_its_text_is_called() -> None:
+    """Neither by describing an error nor by rebuilding it, whatever its class and its metaclass override."""
+    payload = CODEC.encode_error(hostile())
+    CALLS.clear()
+    error = CODEC.decode_error(payload)
+    assert CALLS == []
+    assert type(error) is Hostile
+    assert vars(BaseException)["args"].__get__(error) == ("key",)
+    assert vars(BaseException)["__dict__"].__get__(error) == {"limit": [7]}
+    assert type.__dict__["__dict__"].__get__(Hostile)["code"].__get__(error) == 402
+    assert json.loads(payload.data)["message"] == "'key'"
+
+
+class Pretender(ValueError):
+    """A class that says that it is built in, with a constructor that isn't."""
+
+    def __new__(cls, *args: Any) -> Pretender:
+        raise AssertionError("nobody may construct this from stored bytes")
+
+
+def test_a_class_that_says_it_is_built_in_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built in is known by identity."""
+    monkeypatch.setattr(Pretender, "__module__", "builtins")
+    assert type(CODEC.decode_error(stored(type=f"{__name__}:Pretender"))) is Pretender
+
+
+class Liar:
+    """An object that says it is a subclass of Exception."""
+
+    __class__ = type  # type: ignore[assignment]
+    __bases__ = (Exception,)
+    __mro__ = (Exception, BaseException, object)
+
+
+NO_CLASS = Liar()
+
+
+def test_what_only_says_that_it_is_an_exception_class_is_not_called() -> None:
+    """Only real classes count."""
+    assert isinstance(NO_CLASS, type)
+    assert type(CODEC.decode_error(stored(type=f"{__name__}:NO_CLASS"))) is StepError
+
+
+def test_a_falsy_error_is_an_error() -> None:
+    """It is its identity that counts."""
+    assert type(rebuilt(Falsy("x"))) is Falsy
+
+
+def test_text_of_an_odd_class_is_text() -> None:
+    """What __str__ returns may be of a subclass of str that can do nothing."""
+    facts = json.loads(CODEC.encode_error(OddText("x")).data)
+    assert facts["message"] == "odd"
+    assert call_repr((OddText(),), {}) == "odd"
+
+
+def test_an_error_without_a_traceback_text_is_rebuilt() -> None:
+    """What can't be formatted is left out, here the cause."""
+    payload = CODEC.encode_error(raised(BrokenCause("x")))
+    assert type(CODEC.decode_error(payload)) is BrokenCause
+    assert "in raised" in json.loads(payload.data)["traceback"]
+
+
+def test_a_traceback_that_cannot_be_made_at_all_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Type and message are kept all the same."""
+    for name in ("format_exception", "format_tb"):
+        monkeypatch.setattr(traceback, name, recorded(name))
+    facts = json.loads(CODEC.encode_error(raised(ValueError("x"))).data)
+    assert (facts["type"], facts["message"], facts["traceback"]) == ("builtins:ValueError", "x", "")
+
+
+def test_an_error_that_cannot_be_described_is_told_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """encode_error raises nothing, whatever goes wrong in it."""
+    monkeypatch.setattr("celery_durable.serialization._described_arguments", recorded("arguments"))
+    found = CODEC.decode_error(CODEC.encode_error(ValueError("x")))
+    assert type(found) is StepError
+    assert "builtins.ValueError: <it can't be described: RuntimeError: arguments>" in str(found)
+
+
+def test_what_is_no_error_of_an_attribute_is_not_caught() -> None:
+    """Ctrl-C while an attribute is serialized is Ctrl-C."""
+
+    class Interrupted:
+        def __json__(self) -> NoReturn:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CODEC.encode_error(with_members(ValueError("x"), attribute=Interrupted()))
+
+
+class Once:
+    """Can be serialized only once."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __json__(self) -> str:
+        self.calls += 1
+        return "once" if self.calls == 1 else recorded("twice")()
+
+
+def test_an_attribute_is_serialized_once() -> None:
+    """What it was then is kept."""
+    assert vars(CODEC.decode_error(CODEC.encode_error(with_members(ValueError("x"), attribute=Once())))) == {
+        "attribute": "once"
+    }
+
+
+def test_an_attribute_that_could_not_be_read_back_is_left_out() -> None:
+    """It would take the whole error with it."""
+    error = with_members(ValueError("x"), odd={"__type__": "nobody's", "__value__": 1}, at=datetime.min, code=5)
+    assert vars(rebuilt(error)) == {"at": datetime.min, "code": 5}
+
+
+def test_odd_text_in_errors_is_kept() -> None:
+    """In arguments as it was, in texts so that Postgres stores it."""
+    error = ValueError("a\x00b\ud800", "x" * 2 * TRACEBACK_LIMIT)
+    payload = CODEC_WITHOUT_LIMIT.encode_error(raised(error))
+    facts = json.loads(payload.data)
+    assert CODEC_WITHOUT_LIMIT.decode_error(payload).args == error.args
+    assert "\x00" not in facts["message"] + facts["traceback"]
+    (facts["message"] + facts["traceback"]).encode("utf-8")
+    assert len(facts["message"]) <= TRACEBACK_LIMIT
+    assert b"\n" not in payload.data
+
+
+def test_of_a_long_traceback_both_ends_are_kept() -> None:
+    """The last lines say what happened, the first ones what it began with."""
+    try:
+        try:
+            raise KeyError("first" + "x" * TRACEBACK_LIMIT)
+        except KeyError:
+            raise ValueError("last") from None
+    except ValueError as error:
+        error.__suppress_context__ = False
+        text = json.loads(CODEC_WITHOUT_LIMIT.encode_error(error).data)["traceback"]
+    assert len(text) <= TRACEBACK_LIMIT
+    assert text.startswith("Traceback (most recent call last)")
+    assert text.endswith("ValueError: last\n")
+
+
+def test_a_deep_recursion_is_an_error_like_another() -> None:
+    """Its traceback is long, and the stack is deep no more."""
+
+    def dive() -> Any:
+        return dive()
+
+    assert type(CODEC.decode_error(CODEC.encode_error(raised_by(dive)))) is RecursionError
+
+
+def test_errors_among_the_arguments_are_rebuilt_as_well() -> None:
+    """As libraries do that wrap the errors of other libraries."""
+    error = rebuilt(RuntimeError(Refused({}, code=5), [ValueError("one"), OSError(2, "gone", "there")], "text"))
+    assert type(error) is RuntimeError
+    refused, several, text = error.args
+    assert (type(refused), refused.code, text) == (Refused, 5, "text")
+    assert [type(each) for each in several] == [ValueError, FileNotFoundError]
+    assert several[1].filename == "there"
+
+
+def test_an_argument_that_cannot_be_rebuilt_is_a_step_error() -> None:
+    """The error around it is still of its class."""
+    error = rebuilt(ConnectionError(ValueError(object())))
+    assert type(error) is ConnectionError
+    assert type(error.args[0]) is StepError
+    assert error.args[0].type_name == "builtins.ValueError"
+
+
+def test_errors_in_errors_end_somewhere() -> None:
+    """Deep ones, many ones, and those that hold themselves."""
+    own = ValueError()
+    own.args = (own, [own, own])
+    many = ValueError([ValueError(number) for number in range(MOST_NESTED + 1)])
+    deep = ValueError("x")
+    for _ in range(5000):
+        deep = ValueError(deep)
+    for error in (own, many, deep):
+        found = CODEC_WITHOUT_LIMIT.decode_error(CODEC_WITHOUT_LIMIT.encode_error(error))
+        while type(found) is ValueError:
+            found = found.args[0]
+        assert type(found) is StepError
+        assert found.type_name == "builtins.ValueError"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups are new in Python 3.11")
-def test_an_exception_group_becomes_a_step_error_with_all_tracebacks() -> None:
-    """Its members are no plain data."""
-    error = rebuilt(ExceptionGroup("two things", [ValueError("one"), OSError("other")]))  # noqa: F821
-    assert type(error) is StepError
-    assert "ValueError: one" in error.traceback_text
-    assert "OSError: other" in error.traceback_text
+def test_an_exception_group_is_rebuilt_with_its_members() -> None:
+    """So that ``except*`` works, and the groups in it are kept."""
+    inner = ExceptionGroup("inner", [Refused({}, code=5)])  # noqa: F821
+    error: Any = rebuilt(ExceptionGroup("two things", [ValueError("one"), inner]))  # noqa: F821
+    assert type(error) is ExceptionGroup  # noqa: F821
+    assert str(error) == "two things (2 sub-exceptions)"
+    assert error.subgroup(Refused).exceptions[0].exceptions[0].code == 5
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups are new in Python 3.11")
+def test_an_exception_group_that_cannot_be_rebuilt_tells_all_its_tracebacks() -> None:
+    """Here because one member is an interrupt, so that it isn't an Exception."""
+    error = CODEC.encode_error(BaseExceptionGroup("two", [ValueError("one"), KeyboardInterrupt("other")]))  # noqa: F821
+    found = CODEC.decode_error(error)
+    assert type(found) is StepError
+    assert "ValueError: one" in found.traceback_text
+    assert "KeyboardInterrupt: other" in found.traceback_text
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("UnicodeDecodeError", {"encoding": "a", "object": b"x", "start": -(10**12), "end": 1 - 10**12, "reason": "r"}),
+        ("UnicodeDecodeError", {"encoding": "a", "object": 5, "start": 0, "end": 1, "reason": "r"}),
+        ("UnicodeDecodeError", {"encoding": "a", "object": "x", "start": 0, "end": 1, "reason": "r"}),
+        ("UnicodeEncodeError", {"encoding": "a", "object": b"x", "start": 0, "end": 1, "reason": "r"}),
+        ("UnicodeEncodeError", {"encoding": "a", "object": "x", "start": -5, "end": -4, "reason": "r"}),
+        ("UnicodeTranslateError", {"object": [1], "start": 0, "end": 1, "reason": "r"}),
+        ("UnicodeDecodeError", {"object": {"a": 1}, "start": 10**30}),
+        ("OSError", {"errno": [1], "characters_written": "x"}),
+        ("ImportError", {"msg": 5, "__class__": 5, "unknown": 1, "__dict__": 7}),
+        ("SyntaxError", {"lineno": "x", "filename": 5, "text": [1], "offset": {}}),
+        ("StopIteration", ["value"]),
+    ],
+)
+def test_wrong_members_do_no_harm(name: str, members: Any) -> None:
+    """Python's own code in C reads memory by some of them: a row must not end the process."""
+    members = json.loads(json_dumps(members))
+    arguments = ["a", {"__type__": "bytes", "__value__": "x"}, -(10**12), 1 - 10**12, "r"]
+    for args in ([], arguments):
+        error = CODEC.decode_error(stored(type=f"builtins:{name}", args=args, members=members))
+        assert isinstance(error, Exception)
+        assert isinstance(str(error), str)
+
+
+def test_a_unicode_error_that_skips_its_bases_constructor_is_rebuilt() -> None:
+    """It has nothing that could be read."""
+    error = rebuilt(Undecoded(5))
+    assert isinstance(error, Undecoded)
+    assert error.code == 5
+
+
+class Undecoded(UnicodeDecodeError):
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"undecoded {self.code}"
+
+
+def test_the_time_of_an_error_is_kept() -> None:
+    """Whoever rebuilds it doesn't need it; the list of tries does."""
+    at = datetime(2025, 1, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
+    payload = CODEC.encode_error(ValueError("x"), at)
+    assert json.loads(payload.data)["at"] == "2025-01-02T03:04:05.000006+00:00"
+    assert repr(CODEC.decode_error(payload)) == "ValueError('x')"
+    assert "at" not in json.loads(CODEC.encode_error(ValueError("x")).data)
+
+
+def test_a_log_of_tries_is_read() -> None:
+    """Type, message, traceback and time of each."""
+    at = datetime(2025, 1, 2, tzinfo=timezone.utc)
+    log = b"\n".join([
+        CODEC.encode_error(raised(Outer.Inner("one")), at).data,
+        CODEC.encode_error(ValueError("y" * 100_000), at + timedelta(1)).data,
+        CODEC.encode_error(OSError(2, "gone")).data,
+    ])  # fmt: skip
+    first, second, third = decode_errors(log)
+    assert (first.type, first.message, first.at) == (f"{__name__}.Outer.Inner", "one", at)
+    assert "in raised" in first.traceback
+    assert (second.type, second.message[:3], second.at) == ("builtins.ValueError", "yyy", at + timedelta(1))
+    assert third == TryError("builtins.FileNotFoundError", "[Errno 2] gone", "FileNotFoundError: [Errno 2] gone\n")
+
+
+@pytest.mark.parametrize("log", [None, b""])
+def test_no_log_has_no_errors(log: bytes | None) -> None:
+    """Nothing has failed."""
+    assert decode_errors(log) == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{", b"\xff", b"null", b"[]", b"5", b'"type"', b"{}", b'{"type": 5, "message": "m", "traceback": "t"}',
+        b'{"type": "a:b", "message": null, "traceback": "t"}', b"[" * 100_000,
+        b'{"type": "a:b", "message": "m", "traceback": "t", "at": "yesterday"}',
+        b'{"type": "a:b", "message": "m", "traceback": "t", "at": 5}',
+    ],
+)  # fmt: skip
+def test_an_unreadable_line_of_the_log_says_so(line: bytes) -> None:
+    """And hides no other."""
+    broken, fine = decode_errors(line + b"\n" + CODEC.encode_error(ValueError("x")).data)
+    assert (broken.type, broken.traceback, broken.at) == ("", "", None)
+    assert broken.message.startswith("The error of this try can't be read back (")
+    assert fine.message == "x"
+
+
+@given(st.binary())
+def test_any_log_is_read(log: bytes) -> None:
+    """With one error for each line."""
+    assert len(decode_errors(log)) == len(log.splitlines())
 
 
 def test_a_huge_error_is_cut_to_the_payload_limit() -> None:
@@ -597,11 +1074,115 @@ def test_only_exception_classes_are_made(path: str) -> None:
     assert error.args[0] == "m"
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory to import from: a script, a package of the app, and an installed library."""
+    place = tmp_path_factory.mktemp("place")
+    module = "class Error(Exception): pass"
+    library = place / "site-packages"
+    for path in (place / "script.py", place / "shop" / "errors.py", library / "library" / "errors.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(module)
+    for package in (place / "shop", library / "library"):
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(module)
+    (place / "shop" / "exits.py").write_text("import sys; sys.exit(5)")
+    (library / "single.py").write_text(module)
+    return place
+
+
+RESOLVE = """
+import json, sys
+from celery_durable.serialization import Codec, Payload
+codec = Codec.of("json", ["json"], 1000)
+stored = codec.encode_error(ValueError("x")).data
+found = {}
+for path in sys.argv[1:]:
+    found[path] = type(codec.decode_error(Payload(stored.replace(b"builtins:ValueError", path.encode())))).__name__
+print(json.dumps(found))
+"""
+
+
+def resolved(place: Path, *paths: str, imported: str = "sys") -> dict[str, str]:
+    """The classes that another process, which has imported something, makes of what is stored."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {imported}\n{RESOLVE}", *paths],
+        env={"PYTHONPATH": f"{place}:{place / 'site-packages'}:{ROOT}"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test_an_error_has_its_class_although_its_module_is_not_imported_yet(place: Path) -> None:
+    """That of a library, or of a package in use, which only the body of a step imports: a replay doesn't run it."""
+    paths = ("shop.errors:Error", "library.errors:Error", "single:Error", "tarfile:ReadError")
+    assert list(resolved(place, *paths, imported="shop").values()) == ["Error", "Error", "Error", "ReadError"]
+
+
+def test_a_row_cannot_import_what_it_likes(place: Path) -> None:
+    """Only libraries and parts of packages in use: no scripts, no jokes, no foreign package."""
+    paths = (
+        "script:Error",
+        "shop.errors:Error",
+        "shop:Error",
+        "this:s",
+        "antigravity:webbrowser",
+        "idlelib.idle:Exit",
+    )
+    assert set(resolved(place, *paths).values()) == {"StepError"}
+
+
+def test_a_row_cannot_run_a_program(place: Path) -> None:
+    """Nor can it make the process exit."""
+    paths = ("shop.__main__:Error", "library.__main__:Error", "shop.exits:Error", "shop.nothing:Error")
+    assert set(resolved(place, *paths, imported="shop").values()) == {"StepError"}
+
+
 def test_a_module_that_breaks_on_import_is_no_error_of_ours(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class is out of reach then, and the error a StepError."""
-    (tmp_path / "breaks_on_import.py").write_text("1 / 0")
-    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "breaks_on_import.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
     assert type(CODEC.decode_error(stored(type="breaks_on_import:Error"))) is StepError
+
+
+class Color(Enum):
+    RED = "red"
+
+
+@dataclass
+class Item:
+    name: str
+    price: Decimal = Decimal("1.10")
+    seen: datetime = field(default_factory=lambda: datetime.now(timezone.utc), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Basket:
+    items: tuple[Item, ...]
+    tags: frozenset[str] = frozenset()
+    color: Color = Color.RED
+
+
+class Order(pydantic.BaseModel):
+    id: int
+    basket: Basket | None = None
+    note: str = pydantic.Field(default="", exclude=True)
+    _lock: object = pydantic.PrivateAttr(default_factory=object)
+
+
+class Loose(pydantic.BaseModel, extra="allow"):
+    id: int
+
+
+@dataclass
+class Locked:
+    """Has what can't be serialized."""
+
+    id: int
+    lock: Any = field(default_factory=object)
 
 
 @pytest.mark.parametrize(
@@ -618,6 +1199,22 @@ def test_a_module_that_breaks_on_import_is_no_error_of_ours(tmp_path: Any, monke
         ((("\ud800",), {}), (("\ud801",), {}), False),
         ((({1: "a", "b": 2},), {}), (({1: "a", "b": 2},), {}), True),
         (((BrokenStr(),), {}), ((BrokenStr(),), {}), True),
+        (((Item("a"),), {}), ((Item("a"),), {}), True),
+        (((Item("a"),), {}), ((Item("b"),), {}), False),
+        (((Basket((Item("a"),)),), {}), ((Basket((Item("b"),)),), {}), False),
+        ((([Basket(())],), {}), (([Basket((), frozenset("a"))],), {}), False),
+        (((Order(id=1),), {}), ((Order(id=1, note="not sent"),), {}), True),
+        (((Order(id=1),), {}), ((Order(id=2),), {}), False),
+        (((), {"x": Order(id=1, basket=Basket(()))}), ((), {"x": Order(id=1)}), False),
+        (((Loose(id=1, more=1),), {}), ((Loose(id=1, more=2),), {}), False),  # type: ignore[call-arg]
+        (((Locked(1),), {}), ((Locked(2),), {}), True),
+        (((Locked(1), 1), {}), ((Locked(1), 2), {}), False),
+        ((({"a", "b"},), {}), (({"b", "a"},), {}), True),
+        ((({"a", "b"},), {}), (({"a", "c"},), {}), False),
+        ((({"a"},), {}), ((["a"],), {}), False),
+        ((({object()},), {}), (({object()},), {}), True),
+        (((Color.RED, Path("a"), timedelta(1)), {}), ((Color.RED, Path("b"), timedelta(1)), {}), False),
+        (((Order,), {}), ((Basket,), {}), True),
     ],
 )
 def test_fingerprints_compare_what_can_be_compared(one: Any, other: Any, same: bool) -> None:
@@ -632,6 +1229,29 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
 
 
 FINGERPRINT = "87fe146c24d19962"
+SETS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from dataclasses import dataclass
+from celery_durable.serialization import fingerprint
+@dataclass(frozen=True)
+class Basket:
+    tags: frozenset
+tags = frozenset("abcdefgh")
+args = (tags, {{"k": tags}}, Basket(tags), {{Basket(tags), Basket(frozenset())}})
+print(fingerprint(args, {{"b": 1, "a": {{1, 2}}}}).hex())
+"""
+
+
+def test_sets_have_one_fingerprint_under_every_hash_seed() -> None:
+    """Their order differs from process to process."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", SETS], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
 
 
 def test_a_call_is_shown_for_people() -> None:
