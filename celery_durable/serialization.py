@@ -268,8 +268,7 @@ def call_repr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 def printable(text: str, limit: int = REPR_LIMIT) -> str:
     """Return text that Postgres stores as it is: no NUL, no lone surrogates, not too long."""
-    # By str's own method: what __str__ and __repr__ return may be of a subclass with others.
-    text = str.__getitem__(text, slice(limit + 1)).replace("\x00", "\\x00")
+    text = text[: limit + 1].replace("\x00", "\\x00")
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return text.encode("utf-8", "backslashreplace").decode()
@@ -334,16 +333,21 @@ def _comparable(value: Any) -> str | None:
 
 def _safe_repr(value: Any) -> str:
     try:
-        return repr(value)
+        return _exactly(repr(value))
     except Exception:  # noqa: BLE001 - a broken __repr__ must not break the step
         return f"<{_QUALNAME.__get__(type(value))}>"
 
 
 def _safe_str(error: BaseException) -> str:
     try:
-        return str(error)
+        return _exactly(str(error))
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide the error
         return f"<{_QUALNAME.__get__(type(error))} whose text can't be made>"
+
+
+def _exactly(text: str) -> str:
+    """Return text as str itself: that of a __str__ or __repr__ may be of a subclass with methods of its own."""
+    return str.__str__(text)
 
 
 def _summary(error: BaseException) -> str:
@@ -365,7 +369,7 @@ _BUILT_IN = {
 _WITHOUT_MEMBERS = {id(vars(builtins).get(name)) for name in ("object", "BaseException", "BaseExceptionGroup")}
 _UNICODE_ERRORS = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError)
 #: In the standard library, what does something when it is imported.
-_NOT_ONLY_IMPORTED = {"antigravity", "idlelib", "test", "this", "turtledemo"}
+_NOT_ONLY_IMPORTED = {"antigravity", "idlelib", "this", "turtledemo"}
 _LOST = object()
 
 

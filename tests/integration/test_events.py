@@ -19,6 +19,7 @@ import pytest
 from celery import Celery, signals
 from celery.events.receiver import EventReceiver
 from celery.events.state import State
+from celery.exceptions import Retry
 from kombu.serialization import register, unregister
 
 import celery_durable as durable
@@ -208,6 +209,28 @@ def test_a_run_tells_each_try_once(database_url: str, broker_url: str) -> None:
     assert first == second != third
     assert listener.task(third).name == "refuse"
     assert {task.parent_id for task in listener.state.tasks.values()} == {handle.id}
+
+
+def test_the_last_step_before_a_hand_over_is_told(database_url: str, broker_url: str) -> None:
+    """It is recorded, so no replay would tell it."""
+    shop = Inprocess(database_url, broker_url, step_events=True)
+
+    @shop.step(name="last")
+    def last() -> None:
+        shop.drain()
+
+    @shop.workflow(name="handed-over")
+    def handed_over() -> None:
+        last()
+
+    try:
+        with Listener(shop.app) as listener:
+            assert isinstance(shop.run(handed_over.delay().id), Retry)
+            end_of_worker()
+            wait_until(lambda: listener.heard, message="the step is told")
+    finally:
+        shop.close()
+    assert [event for event, _ in listener.heard] == ["task-succeeded"]
 
 
 def declare(shop: Inprocess) -> Any:

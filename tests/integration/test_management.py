@@ -86,7 +86,8 @@ def test_an_owner_that_still_delivers_the_old_end_is_waited_for(shop: Inprocess,
     """Nobody can claim the workflow before its last owner has let it go, or is gone."""
     handle = fail(shop, order)
     owner = shop.node
-    sql.execute("UPDATE celery_durable.workflow SET node = %s, dispatched = false, claimed_at = clock_timestamp() WHERE id = %s", owner, handle.id)
+    update = "UPDATE celery_durable.workflow SET node = %s, dispatched = false, claimed_at = clock_timestamp()"
+    sql.execute(update, owner)
     durable.resume_workflow(handle.id, app=shop.app)
     workflows = shop.installation.store.workflows
 

@@ -793,7 +793,7 @@ def test_text_of_an_odd_class_is_text() -> None:
     """What __str__ returns may be of a subclass of str that can do nothing."""
     facts = json.loads(CODEC.encode_error(OddText("x")).data)
     assert facts["message"] == "odd"
-    assert call_repr((OddText(),), {}) == "odd"
+    assert call_repr((OddText(),), {"k": OddText()}) == "odd, k=odd"
 
 
 def test_an_error_without_a_traceback_text_is_rebuilt() -> None:

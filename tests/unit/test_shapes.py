@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NewType, Optional, TypeVar
 
 import pytest
-from celery import Celery
+from celery import VERSION, Celery
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, SecretStr, computed_field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
@@ -483,7 +483,7 @@ cyclic.__wrapped__ = cyclic  # type: ignore[attr-defined]
         (functools.partial(Service()), Order | None),
         (Order, Order),
         (Model, Model),
-        (returning(dict[str, "tuple[Order, ...]"]), dict[str, tuple[Order, ...]]),
+        (returning("dict[str, tuple[Order, ...]]"), dict[str, tuple[Order, ...]]),
     ],
     ids=brief,
 )
@@ -539,6 +539,7 @@ def test_celery_tasks_have_the_shape_of_their_function() -> None:
         assert shape.hint is (Model if "bind" in options else Order)
 
 
+@pytest.mark.skipif(VERSION < (5, 5), reason="pydantic=True is new in Celery 5.5")
 def test_a_pydantic_task_gives_the_data_that_celery_makes() -> None:
     """What Celery has dumped stays dumped."""
     app = Celery("shapes", set_as_current=False)
