@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
 import re
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from celery import Task
@@ -27,8 +30,23 @@ STEP_OPTIONS = (
     "retry_backoff_max", "retry_jitter", "default_retry_delay", "retry_kwargs", "throws", "soft_time_limit",
     "time_limit", "cancellable", "atomic", "serializer", "compression",
 )  # fmt: skip
+WORKFLOW_OPTIONS = ("workflow_timeout", "max_recovery_attempts")
 #: What ``as_step`` takes over of a Celery task.
 _OF_A_TASK = STEP_OPTIONS[: STEP_OPTIONS.index("throws") + 1]
+_DURATIONS = ("retry_backoff", "retry_backoff_max", "default_retry_delay", "soft_time_limit", "time_limit")
+_CLASSES = ("autoretry_for", "dont_autoretry_for", "throws")
+#: Celery's own task options, as its documentation lists them.
+_CELERYS = (
+    "acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout", "backend", "expires",
+    "exchange_type", "ignore_result", "priority", "rate_limit", "reject_on_worker_lost", "resultrepr_maxsize",
+    "retry_on_worker_lost", "routing_key", "send_events", "store_eager_result", "store_errors_even_if_ignored",
+    "track_started", "typing", *STEP_OPTIONS[:STEP_OPTIONS.index("retry_if")], "max_retries", "retry_backoff",
+    "retry_backoff_max", "retry_jitter", *STEP_OPTIONS[STEP_OPTIONS.index("default_retry_delay"):-4], "serializer",
+    "compression",
+)  # fmt: skip
+#: How alike a name must be to be taken for a misspelt option where any name is allowed.
+_ALIKE = 0.8
+_LIBRARIES = {"celery", "kombu", "celery_durable"}
 
 
 def given(cls: type, names: tuple[str, ...] = STEP_OPTIONS) -> dict[str, Any]:

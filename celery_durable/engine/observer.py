@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from ..exceptions import SoftTimeLimitExceeded
+
 logger = logging.getLogger("celery_durable")
 
 
@@ -131,5 +133,7 @@ class Observers:
         for observer in self._observers:
             try:
                 getattr(observer, hook)(*facts)
+            except SoftTimeLimitExceeded:
+                raise  # Celery's limit of the whole task, which has only met a watcher
             except Exception:
                 logger.exception("The observer %r failed in %s; the workflow isn't touched by that.", observer, hook)

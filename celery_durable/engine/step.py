@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from .. import states
 from ..exceptions import (
     ControlFlow,
     DatabaseUnavailable,
@@ -34,6 +35,8 @@ from .waiting import IN_THREAD, Waiting, complete
 from .watch import watching
 
 Body = Callable[..., Any]
+
+_WELL = Standing(states.RUNNING, draining=False, late=False)
 
 #: Failed tries whose errors are kept; ``tries`` counts all of them.
 MOST_ERRORS = 20
@@ -108,6 +111,8 @@ class Call:
         self.due_in = saved.due_in if saved else 0.0
         #: The last try's process was killed by its time limit.
         self.overran = bool(saved and saved.overran)
+        #: How the run stood at the last statement that has told it.
+        self.standing = _WELL
         #: There is a row of this step already.
         self.has_row = saved is not None
         self.waiting: Waiting = IN_THREAD
@@ -213,6 +218,7 @@ class Call:
         spent = self.attempt.take_suspicion()
         if spent or self.hard_limit is not None:
             await self.save_try(self.failed_tries + spent, None, self.hard_limit)
+            self.attempt.judge(self.standing)
 
     @property
     def hard_limit(self) -> float | None:
@@ -268,10 +274,10 @@ class Call:
                 last = conflict
             except DatabaseUnavailable as error:
                 logger.warning("%s may have been committed or not: %s", self, error)
-                standing = self.write_try(self.failed_tries, None, None)
-                self.attempt.judge(standing)
-                if standing is not None and standing.settled is not None:
+                standing = self.heed(self.write_try(self.failed_tries, None, None))
+                if standing.settled is not None:
                     return Ended(checkpoint=standing.settled)
+                self.attempt.judge(standing)
                 last = error
         return Ended(error=last)
 
@@ -292,8 +298,7 @@ class Call:
                 return Ended(error=error)
             if standing is None or standing.settled is not None:
                 transaction.abandon()
-        attempt.judge(standing)
-        return Ended(checkpoint=(standing and standing.settled) or outcome.checkpoint)
+        return Ended(checkpoint=self.heed(standing).settled or outcome.checkpoint)
 
     # What is written.
 
@@ -311,12 +316,12 @@ class Call:
         await self.save_try(self.failed_tries, delay)
         attempt.engine.observers.tell("try_recorded", attempt.id, self.key)
         self.report("RETRY", error=error, retries=self.failed_tries - 1)
+        attempt.judge(self.standing)
 
     async def save_try(self, tries: int, delay: float | None, kill_in: float | None = None) -> None:
         """Write a try that failed, or that is about to begin."""
         sent_at = boot_time()
-        standing = await self.waiting.run(partial(self.write_try, tries, delay, kill_in))
-        self.attempt.judge(standing)
+        self.heed(await self.waiting.run(partial(self.write_try, tries, delay, kill_in)))
         self.attempt.confirm(sent_at)
 
     def write_try(self, tries: int, delay: float | None, kill_in: float | None) -> Standing | None:
@@ -342,7 +347,10 @@ class Call:
         attempt.history[self.key] = outcome.checkpoint
         tell("step_recorded", attempt.id, self.key)
         answer = outcome.answer or self.answer(outcome.checkpoint, outcome.cause)
-        self.report("FAILURE" if answer.error else "SUCCESS", answer.value, answer.error, self.failed_tries)
+        # The live error has the traceback, which the rebuilt one hasn't.
+        error = answer.error and (outcome.cause or answer.error)
+        self.report("FAILURE" if error else "SUCCESS", answer.value, error, self.failed_tries)
+        attempt.judge(self.standing)
         return answer
 
     def outcome_of(self, ended: Ended) -> _Outcome:
@@ -368,9 +376,17 @@ class Call:
             return mine
         save_slow = attempt.engine.store.checkpoints.save_slow
         standing = await self.waiting.run(partial(save_slow, attempt.fence, record, patience=WHILE_ALIVE))
-        attempt.judge(standing)
+        settled = self.heed(standing).settled
         attempt.confirm(sent_at)
-        return mine if standing is None or standing.settled is None else _Outcome(standing.settled, cause=mine.cause)
+        return mine if settled is None else _Outcome(settled, cause=mine.cause)
+
+    def heed(self, standing: Standing | None) -> Standing:
+        """Keep how the run stands for when what was written has been told; unwind now if nothing was."""
+        if standing is None:
+            self.attempt.judge(None)
+        assert standing is not None
+        self.standing = standing
+        return standing
 
     def encode(self, value: Any) -> Payload:
         """Return a value as it is stored; raises SerializationError and PayloadTooLarge."""

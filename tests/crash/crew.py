@@ -26,6 +26,7 @@ SETTINGS = {
     "recovery_interval": 0.2,
     "republish_after": 1,
     "suspend_after": 0.2,
+    "step_events": True,
 }
 #: Body runs of `everything` when nothing goes wrong.
 RUNS = {"plain": 1, "flaky": 2, "patient": 2, "last": 1}

@@ -548,8 +548,13 @@ def test_garbage_in_place_of_an_error_is_an_error(data: bytes) -> None:
 
 
 @given(st.fixed_dictionaries({}, optional={
-    "type": PLAIN | st.sampled_from(["builtins:ValueError", "builtins:OSError", "builtins:UnicodeDecodeError"]),
-    "message": PLAIN, "traceback": PLAIN, "args": PLAIN, "attributes": PLAIN,
+    "type": PLAIN | st.sampled_from([f"builtins:{name}" for name in (
+        "ValueError", "OSError", "UnicodeDecodeError", "UnicodeEncodeError", "SyntaxError", "ExceptionGroup")]),
+    "message": PLAIN, "traceback": PLAIN, "args": PLAIN | st.lists(PLAIN), "attributes": PLAIN | st.just({}),
+    "members": PLAIN | st.dictionaries(st.sampled_from(
+        ["object", "start", "end", "reason", "encoding", "errno", "filename", "characters_written", "lineno", "text",
+         "exceptions", "message"]), PLAIN),
+    "errors": PLAIN | st.dictionaries(st.sampled_from(["0", "1", "-1", "x"]), PLAIN),
 }))  # fmt: skip
 def test_a_misshapen_error_is_an_error(facts: dict[str, Any]) -> None:
     """The right keys with wrong values do no harm either."""
