@@ -33,18 +33,18 @@ STEP_OPTIONS = (
 WORKFLOW_OPTIONS = ("workflow_timeout", "max_recovery_attempts")
 #: What ``as_step`` takes over of a Celery task.
 _OF_A_TASK = STEP_OPTIONS[: STEP_OPTIONS.index("throws") + 1]
+#: Celery's own options, as its documentation lists them; those that are easily meant otherwise are left out.
+_CELERYS = (
+    "acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout", "autoretry_for", "backend",
+    "compression", "default_retry_delay", "dont_autoretry_for", "exchange_type", "expires", "ignore_result",
+    "max_retries", "priority", "rate_limit", "reject_on_worker_lost", "resultrepr_maxsize", "retry_backoff",
+    "retry_backoff_max", "retry_jitter", "retry_kwargs", "retry_on_worker_lost", "routing_key", "send_events",
+    "serializer", "soft_time_limit", "store_eager_result", "store_errors_even_if_ignored", "throws", "time_limit",
+    "track_started", "typing",
+)  # fmt: skip
 _DURATIONS = ("retry_backoff", "retry_backoff_max", "default_retry_delay", "soft_time_limit", "time_limit")
 _CLASSES = ("autoretry_for", "dont_autoretry_for", "throws")
-#: Celery's own task options, as its documentation lists them.
-_CELERYS = (
-    "acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout", "backend", "expires",
-    "exchange_type", "ignore_result", "priority", "rate_limit", "reject_on_worker_lost", "resultrepr_maxsize",
-    "retry_on_worker_lost", "routing_key", "send_events", "store_eager_result", "store_errors_even_if_ignored",
-    "track_started", "typing", *STEP_OPTIONS[:STEP_OPTIONS.index("retry_if")], "max_retries", "retry_backoff",
-    "retry_backoff_max", "retry_jitter", *STEP_OPTIONS[STEP_OPTIONS.index("default_retry_delay"):-4], "serializer",
-    "compression",
-)  # fmt: skip
-#: How alike a name must be to be taken for a misspelt option where any name is allowed.
+#: How alike a name must be to an option to be taken for it where any name is allowed.
 _ALIKE = 0.8
 _LIBRARIES = {"celery", "kombu", "celery_durable"}
 
@@ -88,29 +88,118 @@ def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any
         cancellable=_flag(options, "cancellable"),
         atomic=_flag(options, "atomic"),
         is_async=is_async(function),
-        serializer=options.get("serializer"),
-        compression=options.get("compression"),
+        serializer=_name(options, "serializer"),
+        compression=_name(options, "compression"),
         shape=shape_of(function),
     )
     if spec.atomic and spec.is_async:
         raise ConfigurationError(f"The step {name} can't be atomic and async: its transaction belongs to one thread.")
+    if spec.soft_time_limit and spec.time_limit and spec.soft_time_limit >= spec.time_limit:
+        raise ConfigurationError(
+            f"soft_time_limit ({spec.soft_time_limit:g} s) must be shorter than time_limit ({spec.time_limit:g} s), "
+            "else the process is killed before the step can be told."
+        )
     return spec
+
+
+def check_workflow_options(timeout: Any, max_recovery_attempts: Any) -> None:
+    """Raise ConfigurationError for an option of a workflow that can't be meant."""
+    check_count(max_recovery_attempts, "max_recovery_attempts")
+    if timeout is not None:
+        seconds(timeout, "workflow_timeout")
+
+
+def check_names(options: Iterable[str]) -> None:
+    """Raise ConfigurationError for a name that is no option of ``as_step``, with the nearest one."""
+    for name in options:
+        if name not in STEP_OPTIONS:
+            nearest = difflib.get_close_matches(name.lower(), STEP_OPTIONS, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise ConfigurationError(f"There is no step option {name}.{hint}")
+
+
+def warn_of_near_misses(cls: type, ours: tuple[str, ...]) -> None:
+    """Warn of what a task was declared with if it is nearly an option, of ours or of Celery: Celery takes any name.
+
+    What the app's own task classes have as attributes is their affair, and so are methods.
+    """
+    known = {*ours, *_CELERYS}
+    for name, value in vars(cls).items():
+        if name in known or name.startswith("_") or any(hasattr(base, name) for base in cls.__bases__):
+            continue
+        if _is_method(value) and "_decorated" not in vars(cls):
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
+        if nearest and not (name.startswith(f"{nearest[0]}_") or name.endswith(f"_{nearest[0]}")):
+            warnings.warn(
+                f"The task {vars(cls).get('name') or cls.__qualname__} has the option {name}, which nobody reads: "
+                f"did you mean {nearest[0]}?",
+                stacklevel=callers_level(),
+            )
+
+
+def _is_method(value: Any) -> bool:
+    return inspect.isroutine(value) or isinstance(value, staticmethod | classmethod | property)
+
+
+def for_celery(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as Celery can read them: seconds for a timedelta, a tuple for exception classes."""
+    options = dict(options)
+    for name in _DURATIONS:
+        if isinstance(options.get(name), timedelta):
+            options[name] = options[name].total_seconds()
+    for name in _CLASSES:
+        if isinstance(options.get(name), type | list | set):
+            options[name] = _as_tuple(options[name])
+    if isinstance((options.get("retry_kwargs") or {}).get("countdown"), timedelta):
+        options["retry_kwargs"] = {
+            **options["retry_kwargs"], "countdown": options["retry_kwargs"]["countdown"].total_seconds(),
+        }  # fmt: skip
+    return options
+
+
+def unheeded(options: Mapping[str, Any]) -> list[str]:
+    """Say what becomes of a step's options where Celery runs the step as a plain task."""
+    lost = []
+    if options.get("retry_if") is not None:
+        lost.append("retry_if is not asked, only autoretry_for counts")
+    if options.get("retry_backoff_rate", 2) != 2:
+        lost.append("retry_backoff_rate is 2")
+    for name, least in (("retry_backoff", 1), ("retry_backoff_max", 0)):
+        value = options.get(name)
+        if isinstance(value, float) and value != int(value):
+            lost.append(f"{name} is {max(int(value), least)} s")
+    if options.get("cancellable"):
+        lost.append("cancellable means nothing")
+    if options.get("atomic"):
+        lost.append("atomic means nothing, and durable.current.connection isn't there")
+    return lost
+
+
+def callers_level() -> int:
+    """Return the ``stacklevel``, for who calls this, of the first code that is neither ours nor Celery's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Tell whether calling this returns a coroutine."""
-    function = _unwrapped(function)
+    function = unwrapped(function)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def check_function(function: Callable[..., Any], what: str) -> None:
     """Raise ConfigurationError for a generator, whose values nobody would take."""
-    plain = _unwrapped(function)
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise ConfigurationError(f"A {what} can't be a generator, as {plain.__qualname__} is: return a list.")
+    plain = unwrapped(function)
+    called = plain if inspect.isroutine(plain) else type(plain).__call__
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise ConfigurationError(f"A {what} can't be a generator, as {called.__qualname__} is: return a list.")
 
 
-def _unwrapped(function: Any) -> Any:
+def unwrapped(function: Any) -> Any:
+    """Return the function that a partial or a decorator has wrapped."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.unwrap(function)
@@ -119,6 +208,13 @@ def _unwrapped(function: Any) -> Any:
 def _limit(options: Mapping[str, Any], name: str) -> float | None:
     value = options.get(name)
     return None if value is None else seconds(value, name)
+
+
+def _name(options: Mapping[str, Any], name: str) -> str | None:
+    value = options.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be one of kombu's names, such as 'json' or 'gzip', not {value!r}.")
+    return value
 
 
 def _flag(options: Mapping[str, Any], name: str) -> bool:
@@ -164,7 +260,7 @@ def warn_if_never_retried(name: str, options: Mapping[str, Any]) -> None:
         warnings.warn(
             f"The step {name} has retry options, but neither autoretry_for nor retry_if, so it is never retried: "
             "add autoretry_for=(Exception,).",
-            stacklevel=2,
+            stacklevel=callers_level(),
         )
 
 
@@ -217,11 +313,15 @@ def _rate(value: Any) -> float:
 
 def _exceptions(options: Mapping[str, Any], name: str) -> tuple[type[BaseException], ...]:
     value = options.get(name) or ()
-    classes = tuple(value) if isinstance(value, list | tuple | set) else (value,)
+    classes = _as_tuple(value)
     for cls in classes:
         if not (isinstance(cls, type) and issubclass(cls, BaseException)):
             raise ConfigurationError(f"{name} must be a tuple of exception classes, not {value!r}.")
     return classes
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
 
 
 def _predicate(value: Any) -> Callable[[BaseException], bool] | None:

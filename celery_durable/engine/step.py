@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from .. import states
@@ -116,11 +116,8 @@ class Call:
         #: There is a row of this step already.
         self.has_row = saved is not None
         self.waiting: Waiting = IN_THREAD
-        #: When the current try began, and how long the last one took.
+        #: When the current try began.
         self.began = time.monotonic()
-        self.step = RunningStep(
-            spec.name, self.key, attempt.idempotency_key(self.key), asked_retries=spec.retry.asked_retries
-        )
 
     def __str__(self) -> str:
         return f"The step {self.key!r} of workflow {self.attempt.id}"
@@ -129,6 +126,12 @@ class Call:
     def is_settled(self) -> bool:
         """Whether an earlier attempt has its outcome."""
         return self.saved is not None and self.saved.ok is not None
+
+    @cached_property
+    def step(self) -> RunningStep:
+        """What the body sees of itself; a replay has no use for it."""
+        key = self.attempt.idempotency_key(self.key)
+        return RunningStep(self.spec.name, self.key, key, asked_retries=self.spec.retry.asked_retries)
 
     def check_arguments(self) -> None:
         """Raise NondeterminismError if an earlier attempt has called this step otherwise."""

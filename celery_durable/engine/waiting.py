@@ -23,9 +23,12 @@ class StepCall(Protocol):
 
     attempt: Attempt
     spec: Any
-    step: RunningStep
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def step(self) -> RunningStep:
+        """What the body sees of itself."""
 
     @property
     def soft_limit(self) -> float | None:
