@@ -10,7 +10,9 @@ from .beat import add_recovery
 from .config import Config
 from .exceptions import ConfigurationError
 from .installation import Installation, register, registered
+from .registration import watch
 from .store import check_url
+from .task import Step, Workflow
 from .worker import NodeStep, UnknownTaskStep
 
 
@@ -36,6 +38,7 @@ def install(app: Celery, **settings: Any) -> None:
         return
     installation = Installation(app, settings)
     register(app, installation)
+    watch(app, (Workflow, Step))
     app.steps["worker"].add(NodeStep)
     app.steps["consumer"].add(UnknownTaskStep)
     add_recovery(app, installation)

@@ -18,9 +18,10 @@ from kombu.serialization import loads
 
 from . import states
 from .engine.context import current_step
+from .errors import TryError, decode_errors
 from .exceptions import NotAllowedInStep, WorkflowNotFound
 from .installation import Installation, find
-from .serialization import Payload, TryError, decode_errors
+from .serialization import Payload
 from .store.rows import StepRow, WorkflowRow
 
 #: How long a caller waits for a database that can't be reached, in seconds.

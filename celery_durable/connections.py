@@ -24,6 +24,7 @@ class DjangoConnections(Observer):
 
 
 def _close() -> None:
-    django_db = sys.modules.get("django.db")
-    if django_db is not None:
+    django_db, django_conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+    # A library may import Django where it isn't set up; then there are no connections, and looking for them fails.
+    if django_db is not None and django_conf is not None and django_conf.settings.configured:
         django_db.connections.close_all()

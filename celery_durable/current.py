@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ from celery import _state
 
 from .config import seconds
 from .engine.context import Attempt, RunningStep, current_attempt, current_step
+from .engine.retry import check_reason
 from .exceptions import NotInWorkflow
 from .task import Step
 
@@ -30,7 +32,8 @@ class TaskStep:
     def retry(self, exc: Exception | None = None, countdown: float | timedelta | None = None) -> NoReturn:
         """Let Celery retry the task."""
         delay = None if countdown is None else seconds(countdown, "countdown", zero=True)
-        raise self._task.retry(exc=exc, countdown=delay)
+        error = sys.exc_info()[1] if exc is None else check_reason(exc)
+        raise self._task.retry(exc=error, countdown=delay)
 
 
 class Current:
@@ -51,7 +54,7 @@ class Current:
 
     @property
     def step(self) -> RunningStep | TaskStep:
-        """The running step: ``name``, ``attempt``, ``deadline``, ``remaining()`` and ``retry(exc=None, countdown=None)``.
+        """The running step, with ``name``, ``attempt``, ``deadline``, ``remaining()`` and ``retry(exc, countdown)``.
 
         ``attempt`` is the number of the try, from 1; ``deadline`` the end of the try on ``time.monotonic``'s clock,
         ``remaining()`` the seconds until then, both None without a limit. A step that a worker runs as a plain task

@@ -21,8 +21,8 @@ from kombu.utils.json import loads as json_loads
 from . import broker
 from .broker import PATIENCE, SHORT_TRY
 from .exceptions import SerializationError
-from .serialization import printable
 from .store.rows import StoredMessage
+from .text import printable
 
 logger = logging.getLogger("celery_durable")
 

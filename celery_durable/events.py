@@ -24,7 +24,7 @@ from kombu.exceptions import EncodeError
 from .broker import PATIENCE, SHORT_TRY, connection_for_write
 from .config import Config
 from .engine.observer import Observer, StepReport
-from .serialization import printable
+from .text import printable
 
 logger = logging.getLogger("celery_durable")
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery.canvas import Signature
+from celery.exceptions import NotRegistered
 
+from .client import WorkflowHandle
 from .engine import loop
 from .engine.context import Attempt, current_attempt, current_step
 from .engine.gathering import gather_calls
 from .engine.step import Answer, Call
 from .exceptions import NotAllowedInStep, NotInWorkflow
-from .options import check_count
-from .task import Callables
+from .task import Callables, StepSignature, Workflow, caller_of
 
 MAX_CONCURRENCY = 16
+
+#: What makes a place other than the default one, in options and in routes.
+_PLACES = ("queue", "routing_key", "exchange")
 
 _warned: set[str] = set()
 
@@ -40,14 +46,14 @@ def gather(*things: Any, return_exceptions: bool = False, max_concurrency: int =
     ``agather`` there).
     """
     steps = _steps(things, max_concurrency)
-    attempt = current_attempt()
+    attempt = _caller_of(steps)
     if attempt is None:
-        return _outcomes([_plain_answer(step) for step in steps], return_exceptions)
+        return _outcomes([step.plain_answer() for step in steps], return_exceptions)
     if attempt.on_loop:
         raise NotInWorkflow(
             "gather() would block the event loop: write `await durable.agather(…)` in an async workflow."
         )
-    calls = [(step.bind(attempt), step.callables.blocking) for step in steps]
+    calls = [(step.bind(attempt), step.callables.body) for step in steps]
     return _outcomes(gather_calls(attempt, calls, max_concurrency), return_exceptions)
 
 
@@ -58,21 +64,23 @@ async def agather(*things: Any, return_exceptions: bool = False, max_concurrency
     several errors comes first is then a matter of time, and needn't be the same on a replay.
     """
     steps = _steps(things, max_concurrency)
-    attempt = current_attempt()
-    if attempt is None:
-        return list(await asyncio.gather(*(step.acall() for step in steps), return_exceptions=return_exceptions))
-    if not attempt.on_loop:
+    attempt = _caller_of(steps)
+    if attempt is not None and not attempt.on_loop:
         raise NotInWorkflow("Only an async workflow can await agather(): call durable.gather(…).")
     places = asyncio.Semaphore(max_concurrency)
-    calls = [(step.bind(attempt), step.callables.body) for step in steps]
-    answers = await asyncio.gather(*(_answer(places, call, body) for call, body in calls), return_exceptions=True)
-    attempt.check_going()
-    return _outcomes(answers, return_exceptions)
+    if attempt is None:
+        answers = [step.awaited_answer for step in steps]
+    else:
+        answers = [partial(loop.answer_of, step.bind(attempt), step.callables.body) for step in steps]
+    found = await asyncio.gather(*(_in_place(places, answer) for answer in answers), return_exceptions=True)
+    if attempt is not None:
+        attempt.check_going()
+    return _outcomes(found, return_exceptions)
 
 
-async def _answer(places: asyncio.Semaphore, call: Call, body: Any) -> Answer:
+async def _in_place(places: asyncio.Semaphore, answer: Callable[[], Awaitable[Answer]]) -> Answer:
     async with places:
-        return await loop.answer_of(call, body)
+        return await answer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,53 +92,105 @@ class _Gathered:
     kwargs: dict[str, Any]
 
     def bind(self, attempt: Attempt) -> Call:
+        """Settle the key of the call."""
         return Call(attempt, self.callables.spec, self.args, self.kwargs)
 
-    def acall(self) -> Any:
-        return self.callables.acall(self.args, self.kwargs)
+    def plain_answer(self) -> Answer:
+        """Call the step outside a workflow; an async one is run to its end."""
+        try:
+            value = self.callables.call(self.args, self.kwargs)
+            return Answer(loop.run(value) if inspect.iscoroutine(value) else value)
+        except Exception as error:  # noqa: BLE001 - raised, or returned, when all have run
+            return Answer(error=error, cause=error.__cause__)
+
+    async def awaited_answer(self) -> Answer:
+        """Await the step outside a workflow."""
+        try:
+            return Answer(await self.callables.acall(self.args, self.kwargs))
+        except Exception as error:  # noqa: BLE001 - raised, or returned, when all have run
+            return Answer(error=error, cause=error.__cause__)
+
+
+def _caller_of(steps: list[_Gathered]) -> Attempt | None:
+    return caller_of(steps[0].callables.spec.name) if steps else current_attempt()
 
 
 def _steps(things: Iterable[Any], max_concurrency: int) -> list[_Gathered]:
     if current_step() is not None:
         raise NotAllowedInStep("A step can't gather steps: do that in the workflow, between steps.")
-    if not check_count(max_concurrency, "max_concurrency"):
-        raise ValueError("max_concurrency must be at least 1.")
-    return [_step(thing) for thing in things]
+    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+        raise ValueError(f"max_concurrency must be a whole number from 1, not {max_concurrency!r}.")
+    steps = []
+    for thing in things:
+        callables = _callables_of(thing)
+        if isinstance(thing, Signature):
+            _warn_of_route(thing, callables.spec.name)
+        steps.append(_Gathered(callables, tuple(thing.args), dict(thing.kwargs)))
+    return steps
 
 
-def _step(thing: Any) -> _Gathered:
-    callables = getattr(thing, "durable_step", None)
-    if callables is None and isinstance(thing, Signature):
-        callables = getattr(thing.type, "durable_step", None) if thing.subtask_type is None else None
-    if not isinstance(callables, Callables) or not hasattr(thing, "args"):
-        raise TypeError(
-            f"gather() takes signatures of steps, such as charge.s(1), not {thing!r}: a plain task becomes a step by "
-            "durable.as_step(task).s(…)."
-        )
-    _warn_of_route(thing, callables)
-    return _Gathered(callables, tuple(thing.args), dict(thing.kwargs))
+def _callables_of(thing: Any) -> Callables:
+    """Return what a signature of a step calls; raise TypeError for anything else."""
+    if isinstance(thing, Signature | StepSignature):
+        task = _task_of(thing)
+        callables = getattr(thing, "durable_step", None) or getattr(task, "durable_step", None)
+        if isinstance(callables, Callables):
+            return callables
+        if isinstance(task, Workflow):
+            raise TypeError(f"gather() takes steps, and {thing!r} is a workflow: start it with delay().")
+    if inspect.iscoroutine(thing):
+        thing.close()
+    raise TypeError(f"gather() takes signatures of steps, such as charge.s(1), not {thing!r}: {_advice(thing)}")
 
 
-def _warn_of_route(thing: Any, callables: Callables) -> None:
-    """A step that has a queue of its own doesn't go there."""
-    name = callables.spec.name
-    if name in _warned or not isinstance(thing, Signature):
+def _task_of(thing: Any) -> Any:
+    """Return the task of a signature; None for a group, a chain and the like, and for a name that isn't known."""
+    if isinstance(thing, Signature) and thing.subtask_type is None:
+        try:
+            return thing.type
+        except NotRegistered:
+            return None
+    return None
+
+
+def _advice(thing: Any) -> str:
+    if inspect.iscoroutine(thing):
+        return "write fetch.s(1) for fetch(1)."
+    if isinstance(thing, WorkflowHandle):
+        return "a workflow that was started runs by itself."
+    if isinstance(thing, list | tuple | set) or inspect.isgenerator(thing):
+        return "write gather(*signatures)."
+    if _task_of(thing) is not None:
+        return "a plain task becomes a step by durable.as_step(task).s(…)."
+    return "a sequence becomes a step as a function, durable.as_step(function).s(…)."
+
+
+def _warn_of_route(signature: Signature, name: str) -> None:
+    """A step that is meant for other workers doesn't go there; said once for each step."""
+    if name in _warned:
         return
-    task = thing.type
-    if thing.options.get("queue") or getattr(task, "queue", None) or task.app.amqp.router.lookup_route(task.name):
+    task, attempt = signature.type, current_attempt()
+    place = _destination(signature.options) or _route_of(task, signature.args, signature.kwargs)
+    workflow = None if attempt is None else task.app.tasks.get(attempt.name)
+    if place is not None and (workflow is None or place != _route_of(workflow)):
         _warned.add(name)
         warnings.warn(
-            f"gather() runs the step {name} in this worker, although it has a route of its own: {name}.delay(…) would "
+            f"gather() runs the step {name} in this worker, although its own place is {place!r}: {name}.delay(…) would "
             "run it there.",
             stacklevel=4,
         )
 
 
-def _plain_answer(step: _Gathered) -> Answer:
-    try:
-        return Answer(step.callables.call(step.args, step.kwargs))
-    except Exception as error:  # noqa: BLE001 - raised, or returned, when all have run
-        return Answer(error=error)
+def _route_of(task: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> str | None:
+    """Return where a task is sent by its own declaration, or the app's; None: where all tasks go."""
+    declared = {option: getattr(task, option, None) for option in _PLACES}
+    route = task.app.amqp.router.lookup_route(task.name, tuple(args), dict(kwargs or {}), {}, task)
+    return _destination(declared) or _destination(route or {})
+
+
+def _destination(options: Mapping[str, Any]) -> str | None:
+    place = next((options[name] for name in _PLACES if options.get(name)), None)
+    return None if place is None else str(getattr(place, "name", place))
 
 
 def _outcomes(answers: Sequence[Answer | BaseException], return_exceptions: bool) -> list[Any]:

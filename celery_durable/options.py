@@ -19,8 +19,8 @@ from .config import seconds
 from .engine.retry import DEFAULT_RETRIES, RetryPolicy
 from .engine.step import StepSpec
 from .exceptions import ConfigurationError
-from .serialization import printable
 from .shapes import shape_of
+from .text import printable
 
 MAX_NAME = 255
 _COUNTED = re.compile(r"(#\d+|\])$")
@@ -73,7 +73,7 @@ def task_options(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     theirs = {name: getattr(task, name) for name in _OF_A_TASK if hasattr(task, name)}
     if options:
         return {**theirs, **options}
-    return {name: theirs[name] for name in ("max_retries", "throws") if name in theirs}
+    return {name: theirs[name] for name in ("max_retries", "default_retry_delay", "throws") if name in theirs}
 
 
 def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any]) -> StepSpec:
@@ -256,6 +256,8 @@ def check_count(value: Any, what: str) -> int | None:
 
 def warn_if_never_retried(name: str, options: Mapping[str, Any]) -> None:
     """Retry options that nothing can trigger are a mistake: Celery itself ignores them in silence."""
+    if options.get("max_retries", 1) == 0:
+        return  # it is meant
     if not options.keys() & {"autoretry_for", "retry_if"} and options.keys() & set(_RETRY_OPTIONS):
         warnings.warn(
             f"The step {name} has retry options, but neither autoretry_for nor retry_if, so it is never retried: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from typing import Any
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
-from celery.backends.redis import RedisBackend
 from celery.backends.rpc import RPCBackend
 from celery.result import task_join_will_block
 from celery.utils import uuid as new_id
@@ -32,8 +32,8 @@ from .engine.context import current_attempt, current_step
 from .envelope import Envelope, check_id, is_id
 from .exceptions import DatabaseUnavailable, NotAllowedInStep, WorkflowConflict
 from .installation import Installation, installed_on
-from .serialization import printable
 from .store import Birth
+from .text import printable
 
 logger = logging.getLogger("celery_durable")
 
@@ -139,7 +139,7 @@ class RowFirst:
         caller for many seconds here.
         """
         backend = self._installation.app.backend
-        if self._start.ignore_result or isinstance(backend, RedisBackend | DisabledBackend):
+        if self._start.ignore_result or isinstance(backend, DisabledBackend) or _is_redis(backend):
             return
         producer.connection.ensure_connection(**SHORT_TRY)
         if isinstance(backend, RPCBackend):
@@ -231,6 +231,11 @@ class Publication:
             self.attempt.successor = self.producer.envelope.stored(self.id, self.attempt.fence.attempt)
             self.attempt.successor_retries = retries_of(self.producer.envelope.headers.get("retries"))
             self.attempt.successor_delay = self.delay or 0.0
+
+
+def _is_redis(backend: Any) -> bool:
+    """Return whether a result backend is Celery's for Redis, which can't be imported without the library redis."""
+    return isinstance(backend, getattr(sys.modules.get("celery.backends.redis"), "RedisBackend", ()))
 
 
 def birth_of(installation: Installation, envelope: Envelope, workflow_id: str, start: Start) -> Birth:

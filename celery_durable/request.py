@@ -21,7 +21,7 @@ from celery.worker.state import task_ready
 from .envelope import HEADER, is_id
 from .events import WATCHED_PROPERTY, sends_task_events
 from .installation import registered
-from .serialization import printable
+from .text import printable
 
 NODE_PROPERTY = "durable_node"
 #: What a message says of its queue isn't trusted: a heartbeat stays small.

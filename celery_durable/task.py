@@ -6,17 +6,29 @@ import asyncio
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
 
-from celery import Celery, Task, _state, shared_task
+from celery import Task, _state, shared_task
+from celery.exceptions import Retry
 from celery.local import PromiseProxy, Proxy
 
-from . import inline
+from . import inline, registration
 from .client import Result, WorkflowHandle
-from .config import seconds
 from .delivery import deliver
 from .engine import loop
 from .engine.context import Attempt, current_attempt, current_step, only_bodies_here
@@ -24,16 +36,23 @@ from .engine.limits import soft_limit
 from .engine.step import Body, StepSpec, call_step
 from .exceptions import ConfigurationError, NotInWorkflow
 from .inline import InlineBody
-from .installation import installed_on
+from .installation import Installation, installed_on
 from .options import (
+    STEP_OPTIONS,
+    WORKFLOW_OPTIONS,
+    callers_level,
     check_bypass,
-    check_count,
     check_function,
+    check_names,
+    check_workflow_options,
+    for_celery,
     given,
     retry_any_error,
     step_spec,
     task_options,
+    unheeded,
     warn_if_never_retried,
+    warn_of_near_misses,
 )
 from .publisher import Publication
 
@@ -42,13 +61,29 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
 
-    class _Task(Task, Generic[P, R]):
+    #: What a call returns: R, or what is awaited for R.
+    C = TypeVarWithDefault("C", default=R)
+    Awaited: TypeAlias = Coroutine[Any, Any, R]
+
+    class _Task(Task, Generic[P, R, C]):
         name: str
         request: Any  # Celery's Context, whose class attributes would tell a type checker that the id is None
 
-    class _Call(Generic[P, R]): ...
+        def retry(
+            self,
+            args: Any = None,
+            kwargs: Any = None,
+            exc: Exception | None = None,
+            throw: bool = True,
+            eta: datetime | None = None,
+            countdown: float | None = None,
+            max_retries: int | None = None,
+            **options: Any,
+        ) -> Retry: ...
 else:
+    C = TypeVar("C")
 
     class _Task(Task):
         """Subscripted by type checkers only."""
@@ -84,7 +119,7 @@ class _DurableType(type):
         return cls
 
 
-class Workflow(_Task[P, R], metaclass=_DurableType):
+class Workflow(_Task[P, R, C], metaclass=_DurableType):
     """Task base of a durable workflow: ``@app.task(base=durable.Workflow)``.
 
     Once ``delay()`` or ``apply_async()`` has returned, the workflow reaches an outcome, whatever dies, as long
@@ -115,22 +150,25 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
     @classmethod
     def _declare(cls) -> None:
         check_bypass(cls, Workflow)
-        check_function(cls.run, "workflow")
-        check_count(cls.max_recovery_attempts, "max_recovery_attempts")
-        if cls.workflow_timeout is not None:
-            seconds(cls.workflow_timeout, "workflow_timeout")
+        warn_of_near_misses(cls, WORKFLOW_OPTIONS)
+        cls._checked(cls.name, cls.run, {name: getattr(cls, name) for name in WORKFLOW_OPTIONS})
+
+    @staticmethod
+    def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        check_function(function, "workflow")
+        check_workflow_options(options.get("workflow_timeout"), options.get("max_recovery_attempts"))
 
     if TYPE_CHECKING:
 
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]: ...
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the function: durably for a message in a worker, else as the plain function that it is."""
         body = functools.partial(super().__call__, *args, **kwargs)
         if not self._is_delivered():
-            return cast(R, body())
+            return cast(C, body())
         installation = installed_on(self.app)
-        return cast(R, deliver(installation, self, lambda: self._to_its_end(body()), max_crashes=self._max_crashes()))
+        return cast(C, deliver(installation, self, lambda: self._to_its_end(body()), max_crashes=self._max_crashes()))
 
     def _to_its_end(self, value: Any) -> Any:
         """Run an async function on the event loop of this process."""
@@ -183,7 +221,7 @@ class Workflow(_Task[P, R], metaclass=_DurableType):
         return installed_on(self.app).config.max_recovery_attempts
 
 
-class Step(_Task[P, R], metaclass=_DurableType):
+class Step(_Task[P, R, C], metaclass=_DurableType):
     """Task base of a step: ``@app.task(base=durable.Step)``.
 
     Called in a workflow it runs inline, and its outcome, value or error, is kept: once that is committed it
@@ -198,24 +236,38 @@ class Step(_Task[P, R], metaclass=_DurableType):
 
     abstract = True
     durable_spec: StepSpec
+    #: As they were declared.
+    durable_options: Mapping[str, Any]
+    _has_warned = False
 
     @classmethod
     def _declare(cls) -> None:
         check_bypass(cls, Step)
-        check_function(cls.run, "step")
-        options, name = given(cls), cls.name or f"{cls.__module__}.{cls.__qualname__}"
+        warn_of_near_misses(cls, STEP_OPTIONS)
+        options, name = for_celery(given(cls)), cls.name or f"{cls.__module__}.{cls.__qualname__}"
+        cls.durable_spec, cls.durable_options = cls._checked(name, cls.run, options), options
         warn_if_never_retried(name, options)
-        cls.durable_spec = step_spec(name, options, cls.run)
-        for option in ("soft_time_limit", "time_limit"):
-            limit = getattr(cls.durable_spec, option)
-            if limit is not None:
-                setattr(cls, option, limit)  # Celery wants seconds where it runs the step as a task
+        for option, value in options.items():
+            setattr(cls, option, value)
+
+    @staticmethod
+    def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> StepSpec:
+        check_function(function, "step")
+        return step_spec(name, options, function)
 
     if TYPE_CHECKING:
 
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]: ...
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Result[R]:
+        """Send the step to a queue; outside a workflow it is a plain Celery task then, which warns once if it has
+        options that Celery doesn't know.
+        """
+        if self._is_plain_start(options.get("task_id")):
+            self._warn_of_unheeded_options()
+        return cast("Result[R]", super().apply_async(args, kwargs, *more, **options))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the step: checkpointed in a workflow, else as the plain function that it is.
 
         An ``async def`` step is awaited; where nothing can await it, in a function that isn't async itself or run
@@ -224,8 +276,8 @@ class Step(_Task[P, R], metaclass=_DurableType):
         value = self.durable_step.call(args, kwargs)
         if inspect.iscoroutine(value) and self._is_delivered():
             with inline.awaiting(self, self.request):
-                return cast(R, loop.run(value))
-        return cast(R, value)
+                return cast(C, loop.run(value))
+        return cast(C, value)
 
     def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Return what an async workflow awaits to run the step without blocking the event loop."""
@@ -237,42 +289,70 @@ class Step(_Task[P, R], metaclass=_DurableType):
         run = super().__call__
         return Callables(self.durable_spec, run, InlineBody(self, run, as_celery=False))
 
-    def update_state(
-        self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
-    ) -> None:
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Retry the task as Celery does; inline the step is tried again."""
+        return inline.retry(self, super().retry, *args, **kwargs)
+
+    def replace(self, sig: Any) -> Any:
+        """Replace the task as Celery does; a step can't be replaced."""
+        return inline.replace(self, super().replace, sig)
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Store a state as Celery does; in an inline step it is that of the workflow."""
-        if inline.is_inline(self):
-            inline.update_state(self, task_id, state, meta, kwargs)
-        else:
-            super().update_state(task_id, state, meta, **kwargs)
+        inline.update_state(self, super().update_state, *args, **kwargs)
 
     def push_request(self, *args: Any, **kwargs: Any) -> None:
-        """Let the body see the inline request, which older Celery hides behind an empty one."""
-        request = vars(self.request) if inline.is_inline(self) else {}
-        super().push_request(*args, **{**request, **kwargs})
+        """Let a direct call see the inline request, too."""
+        inline.push_request(self, super().push_request, *args, **kwargs)
 
     def _is_delivered(self) -> bool:
         request = self.request
         return bool(request.id) and not request.called_directly and current_attempt() is None
 
+    def _is_plain_start(self, task_id: str | None) -> bool:
+        if task_id is not None and task_id == self.request.id:
+            return False  # Celery's own retry
+        return current_attempt() is None or current_step() is not None
 
-class InlineStep(Generic[P, R]):
+    def _warn_of_unheeded_options(self) -> None:
+        lost = [] if self._has_warned else unheeded(self.durable_options)
+        if lost:
+            warnings.warn(
+                f"The step {self.name} is sent as a plain Celery task, where {'; '.join(lost)}.",
+                RuntimeWarning,
+                stacklevel=callers_level(),
+            )
+        type(self)._has_warned = True
+
+
+class InlineStep(Generic[P, R, C]):
     """A callable, or an existing task, as a step; made by ``as_step``."""
 
-    def __init__(self, target: Callable[P, R], spec: StepSpec, body: Body) -> None:
+    def __init__(self, target: Callable[P, C], name: str | None, options: dict[str, Any]) -> None:
         self._target = target
-        self.durable_spec = spec
-        self.durable_step = Callables(spec, target, body)
-        functools.update_wrapper(self, target, updated=())
+        self._given = (name, options)
+        if not _is_pending(target):
+            self.durable_step  # noqa: B018 - what is wrong is said now
+            functools.update_wrapper(self, target, updated=())
+
+    @functools.cached_property
+    def durable_step(self) -> Callables:
+        """How it is called in a workflow, and elsewhere."""
+        return _callables_of(self._target, *self._given)
+
+    @property
+    def durable_spec(self) -> StepSpec:
+        """Its policies."""
+        return self.durable_step.spec
 
     @property
     def name(self) -> str:
         """The name under which its outcome is kept."""
         return self.durable_spec.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the step: checkpointed in a workflow, else as the plain call that it is."""
-        return cast(R, self.durable_step.call(args, kwargs))
+        return cast(C, self.durable_step.call(args, kwargs))
 
     def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Return what an async workflow awaits to run the step without blocking the event loop."""
@@ -285,7 +365,8 @@ class InlineStep(Generic[P, R]):
         """Send the task to its queue; only for a Celery task."""
         if not isinstance(self._target, Task):
             raise ConfigurationError(f"The step {self.name} is a plain function, which has no queue: call it.")
-        return self._target.apply_async(args, kwargs)
+        with registration.meant():
+            return self._target.apply_async(args, kwargs)
 
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """Return a signature, for ``gather``; that of a Celery task is one for Celery's canvas, too."""
@@ -351,6 +432,35 @@ class Callables:
             return self.run(*args, **kwargs)
 
 
+if TYPE_CHECKING:
+
+    class _MakesWorkflow(Protocol):
+        @overload
+        def __call__(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R, Awaited[R]]: ...
+        @overload
+        def __call__(self, fun: Callable[P, R], /) -> Workflow[P, R]: ...
+
+    class _MakesBoundWorkflow(Protocol):
+        @overload
+        def __call__(
+            self, fun: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+        ) -> Workflow[P, R, Awaited[R]]: ...
+        @overload
+        def __call__(self, fun: Callable[Concatenate[Any, P], R], /) -> Workflow[P, R]: ...
+
+    class _MakesStep(Protocol):
+        @overload
+        def __call__(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R, Awaited[R]]: ...
+        @overload
+        def __call__(self, fun: Callable[P, R], /) -> Step[P, R]: ...
+
+    class _MakesBoundStep(Protocol):
+        @overload
+        def __call__(self, fun: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> Step[P, R, Awaited[R]]: ...
+        @overload
+        def __call__(self, fun: Callable[Concatenate[Any, P], R], /) -> Step[P, R]: ...
+
+
 async def off_the_loop(blocking: Callable[[], T]) -> T:
     """Await something that blocks, in a thread."""
     return await asyncio.to_thread(blocking)
@@ -372,24 +482,59 @@ def caller_of(name: str) -> Attempt | None:
     return attempt
 
 
-def as_step(target: Callable[P, R], *, name: str | None = None, **options: Any) -> InlineStep[P, R]:
+@overload
+def as_step(target: Step[P, R, C], *, name: str | None = None, **options: Any) -> InlineStep[P, R, C]: ...
+@overload
+def as_step(
+    target: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, **options: Any
+) -> InlineStep[P, R, Awaited[R]]: ...
+@overload
+def as_step(target: Callable[P, R], *, name: str | None = None, **options: Any) -> InlineStep[P, R]: ...
+def as_step(target: Callable[..., Any], *, name: str | None = None, **options: Any) -> InlineStep[..., Any]:
     """Make a step of any callable, or of an existing Celery task that stays as it is.
 
     ``options`` are those of ``Step``. A lambda must be given a name. Nothing is registered. Of a task it takes over
     name and retry options: without ``options`` Celery's own ``autoretry_for`` decides, with Celery's own arithmetic;
     with any, they and the task's make a policy of ours. Raises ConfigurationError.
+
+    A task that Celery hasn't made yet, because its app isn't finalized, stays so: what is wrong with it is raised at
+    the first call.
     """
     if not callable(target):
         raise ConfigurationError(f"A step must be callable, not {target!r}.")
-    if not isinstance(target, Task):
-        check_function(target, "step")
-        return InlineStep(target, step_spec(name or name_of(target), retry_any_error(options), target), target)
-    task: Any = target
-    if isinstance(task, Workflow):
-        raise ConfigurationError(f"{task.name} is a workflow, which can't be a step: start it with delay().")
+    check_names(options)
+    return InlineStep(target, name, options)
+
+
+def _is_pending(target: Any) -> bool:
+    """Tell whether this stands for a task that looking at it would make, and would read the configuration for."""
+    if type(target) is PromiseProxy:
+        return not target.__evaluated__()
+    current = _state._tls.current_app or _state.default_app
+    return type(target) is Proxy and not (current is not None and current.finalized)
+
+
+def _callables_of(target: Any, name: str | None, options: dict[str, Any]) -> Callables:
+    if isinstance(target, Workflow):
+        raise ConfigurationError(f"{target.name} is a workflow, which can't be a step: start it with delay().")
+    if isinstance(target, InlineStep):
+        inner_name, inner_options = target._given
+        return _callables_of(target._target, name or inner_name, {**inner_options, **options})
+    if isinstance(target, Task):
+        return _callables_of_task(target, name or target.name, options)
+    check_function(target, "step")
+    return Callables(step_spec(name or name_of(target), retry_any_error(options), target), target, target)
+
+
+def _callables_of_task(task: Any, name: str, options: dict[str, Any]) -> Callables:
+    if not getattr(task, "autoretry_for", ()) and not getattr(task, "retry_if", None):
+        warn_if_never_retried(name, options)
+    if isinstance(task, Step):
+        return replace(task.durable_step, spec=step_spec(name, {**task.durable_options, **options}, task.run))
+    check_function(task.run, "step")
+    spec = step_spec(name, task_options(task, options), task.run)
     inline.adopt(task)
-    body = InlineBody(task, task, as_celery=not options)
-    return InlineStep(target, step_spec(name or task.name, task_options(task, options), task.run), body)
+    return Callables(spec, task, InlineBody(task, task, as_celery=not options))
 
 
 def name_of(target: Callable[..., Any]) -> str:
@@ -397,28 +542,32 @@ def name_of(target: Callable[..., Any]) -> str:
     while isinstance(target, functools.partial):
         target = target.func
     named: Any = target if hasattr(target, "__qualname__") else type(target)
-    return f"{named.__module__}.{named.__qualname__}"
+    # A method of a built-in class is in no module itself.
+    owner = getattr(named, "__objclass__", None) or type(getattr(named, "__self__", None))
+    return f"{getattr(named, '__module__', None) or owner.__module__}.{named.__qualname__}"
 
 
+@overload
+def workflow(fun: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R, Awaited[R]]: ...
 @overload
 def workflow(fun: Callable[P, R], /) -> Workflow[P, R]: ...
 @overload
-def workflow(
-    *, bind: Literal[True], **options: Any
-) -> Callable[[Callable[Concatenate[Any, P], R]], Workflow[P, R]]: ...
+def workflow(*, bind: Literal[True], **options: Any) -> _MakesBoundWorkflow: ...
 @overload
-def workflow(**options: Any) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
+def workflow(**options: Any) -> _MakesWorkflow: ...
 def workflow(fun: Any = None, /, **options: Any) -> Any:
     """Declare a workflow: ``shared_task`` on the base ``Workflow``, fully typed."""
     return _shared(Workflow, fun, options)
 
 
 @overload
+def step(fun: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R, Awaited[R]]: ...
+@overload
 def step(fun: Callable[P, R], /) -> Step[P, R]: ...
 @overload
-def step(*, bind: Literal[True], **options: Any) -> Callable[[Callable[Concatenate[Any, P], R]], Step[P, R]]: ...
+def step(*, bind: Literal[True], **options: Any) -> _MakesBoundStep: ...
 @overload
-def step(**options: Any) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+def step(**options: Any) -> _MakesStep: ...
 def step(fun: Any = None, /, **options: Any) -> Any:
     """Declare a step: ``shared_task`` on the base ``Step``, fully typed.
 
@@ -427,10 +576,28 @@ def step(fun: Any = None, /, **options: Any) -> Any:
     return _shared(Step, fun, retry_any_error(options))
 
 
-def _shared(base: type, fun: Any, options: dict[str, Any]) -> Any:
-    declare = shared_task(**{"base": base, **options})
-    if fun is None:
-        return declare
-    if not inspect.isroutine(fun):
-        raise ConfigurationError(f"Only a function can be declared as a task, not {fun!r}: use durable.as_step(…).")
-    return declare(fun)
+_shared_names = registration.Names((Workflow, Step))
+
+
+def _shared(kind: type[Workflow[Any, Any]] | type[Step[Any, Any]], fun: Any, options: dict[str, Any]) -> Any:
+    def declare(fun: Any) -> Any:
+        if not inspect.isroutine(fun):
+            raise ConfigurationError(f"Only a function can be declared as a task, not {fun!r}: use durable.as_step(…).")
+        # Whatever is wrong is said before Celery keeps the function, to register it on every app.
+        name = options.get("name") or f"{fun.__module__}.{fun.__name__}"
+        kind._checked(name, fun, options)
+        _shared_names.take(name, fun, kind)
+        return shared_task(**{"base": kind, **for_celery(options)})(fun)
+
+    return declare if fun is None else declare(fun)
+
+
+def check_serializers(installation: Installation) -> None:
+    """Raise ConfigurationError for a registered step whose serializer or compression can't be used."""
+    for task in installation.app.tasks.values():
+        if isinstance(task, Step):
+            spec = task.durable_spec
+            try:
+                installation.codec.using(spec.serializer, spec.compression)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"The step {spec.name} can't keep its results: {error}") from error

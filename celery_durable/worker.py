@@ -12,6 +12,7 @@ from .envelope import HEADER
 from .installation import installed_on
 from .native import check_eventlet
 from .node import Node
+from .task import check_serializers
 
 logger = logging.getLogger("celery_durable.worker")
 
@@ -31,6 +32,7 @@ class NodeStep(bootsteps.StartStopStep):
         """Check everything that can be wrong before the worker takes a message."""
         check_eventlet()
         self._installation.engine  # noqa: B018 - builds the settings, the codec and the store
+        check_serializers(self._installation)
         return self
 
     def start(self, worker: Any) -> None:

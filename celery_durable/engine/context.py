@@ -30,7 +30,7 @@ from ..serialization import Codec
 from ..store import StepRecord, Store
 from ..store.rows import Checkpoint, Claim, Fence, Standing, StoredMessage
 from .observer import Observers
-from .retry import DEFAULT_RETRIES, TryAgain
+from .retry import DEFAULT_RETRIES, TryAgain, check_reason
 
 logger = logging.getLogger("celery_durable")
 
@@ -70,6 +70,8 @@ class RunningStep:
     deadline: float | None = None
     #: The connection of an atomic step, in its transaction.
     connection: Any = None
+    #: What the caller of the step is handling, which is no error of the step.
+    outside: BaseException | None = None
 
     def remaining(self) -> float | None:
         """Return the seconds until this try times out, or None if it has no limit."""
@@ -94,10 +96,22 @@ class RunningStep:
         recorded, and a long delay gives the worker back.
         """
         delay = None if countdown is None else seconds(countdown, "countdown", zero=True)
-        error = exc or sys.exc_info()[1]
-        if self.asked_retries is not None and self.attempt > self.asked_retries:
-            raise error or MaxRetriesExceededError(f"The step {self.key!r} has used up its {self.attempt} tries.")
-        raise TryAgain(error if isinstance(error, Exception) else None, delay)
+        error = self.handled() if exc is None else check_reason(exc)
+        if self.may_ask:
+            raise TryAgain(error if isinstance(error, Exception) else None, delay)
+        if error is None:
+            error = MaxRetriesExceededError(f"The step {self.key!r} has used up its {self.attempt} tries.")
+        raise error
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether the body may ask for another try."""
+        return self.asked_retries is None or self.attempt <= self.asked_retries
+
+    def handled(self) -> BaseException | None:
+        """Return the error that the body is handling now."""
+        error = sys.exc_info()[1]
+        return None if error is self.outside else error
 
 
 @dataclass(slots=True)
@@ -163,7 +177,8 @@ class Attempt:
     on_loop: bool = False
     #: The steps that run on the event loop.
     flights: Any = None
-    over: bool = False
+    #: Why the workflow is over, once ``is_over`` has seen it.
+    over: ControlFlow | None = None
     asked_at: float = 0.0
 
     @classmethod
@@ -251,16 +266,14 @@ class Attempt:
 
     def is_over(self) -> bool:
         """Tell whether the workflow was cancelled, ran out of time or was taken over; asks at most once a second."""
-        now = boot_time()
-        if not self.over and now - self.asked_at >= LONGEST_BLIND:
-            self.asked_at = now
+        if self.over is None and boot_time() - self.asked_at >= LONGEST_BLIND:
             try:
-                standing = self.standing(0)
+                self.over = self.end_of(self.standing(0))
             except DatabaseUnavailable as error:
                 logger.warning("Whether the workflow %s is cancelled can't be seen now: %s", self.id, error)
-            else:
-                self.over = standing is None or standing.state != states.RUNNING or standing.late
-        return self.over
+            finally:
+                self.asked_at = boot_time()
+        return self.over is not None
 
     def save(self, records: Sequence[StepRecord]) -> bool:
         """Record outcomes the fast way, in one statement; False: nothing was written."""
@@ -271,15 +284,21 @@ class Attempt:
 
     def judge(self, standing: Standing | None) -> None:
         """Unwind if the run isn't well."""
-        if standing is None or standing.state not in (states.RUNNING, states.CANCELLED):
+        end = self.end_of(standing)
+        if isinstance(end, OwnershipLost):
             self.engine.observers.tell("fenced", self.id)
-            raise self.unwind(OwnershipLost(f"Another worker has taken the workflow {self.id} over."))
+        if end is None and standing is not None and standing.draining:
+            end = HandedOver("The worker shuts down.")
+        if end is not None:
+            raise self.unwind(end)
+
+    def end_of(self, standing: Standing | None) -> ControlFlow | None:
+        """Return what ends a run that stands so, wherever it is; a hand-over waits for its step."""
+        if standing is None or standing.state not in (states.RUNNING, states.CANCELLED):
+            return OwnershipLost(f"Another worker has taken the workflow {self.id} over.")
         if standing.state == states.CANCELLED:
-            raise self.unwind(Cancelled(f"The workflow {self.id} was cancelled."))
-        if standing.late:
-            raise self.unwind(Cancelled(f"The deadline of the workflow {self.id} has passed."))
-        if standing.draining:
-            raise self.unwind(HandedOver("The worker shuts down."))
+            return Cancelled(f"The workflow {self.id} was cancelled.")
+        return Cancelled(f"The deadline of the workflow {self.id} has passed.") if standing.late else None
 
 
 _attempt: ContextVar[Attempt | None] = ContextVar("celery_durable_attempt", default=None)
@@ -345,6 +364,7 @@ def running(attempt: Attempt) -> Iterator[None]:
 @contextmanager
 def running_step(step: RunningStep) -> Iterator[None]:
     """Make this the current step."""
+    step.outside = sys.exc_info()[1]
     token = _step.set(step)
     _here.count(steps=1)
     try:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Any
 
-from ..exceptions import Suspended
+from ..exceptions import StepLost, Suspended
 from ..store import StepRecord
-from .context import Attempt
+from .context import Attempt, logger
+from .limits import is_foreign_limit
+from .loop import call_async
+from .retry import Ended
 from .step import Answer, Body, Call
-from .waiting import InThread, complete
+from .waiting import InThread, StepCall, complete, must_find_out
 
 
 class _Parked(BaseException):
@@ -38,8 +42,12 @@ class _Branch:
     def is_done(self) -> bool:
         return self.answer is not None or self.error is not None
 
+    @property
+    def is_lost(self) -> bool:
+        return self.answer is not None and isinstance(self.answer.error, StepLost)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Unsaved:
     """An outcome that is to be recorded."""
 
@@ -62,9 +70,12 @@ class Gathering:
     def __init__(self, attempt: Attempt, branches: list[_Branch], max_concurrency: int) -> None:
         self.attempt = attempt
         self.branches = branches
+        self.max_concurrency = max_concurrency
         self.waiting = _InBranch(self)
         self.inbox: queue.SimpleQueue[_Branch | _Unsaved] = queue.SimpleQueue()
         self.lock = threading.Lock()
+        #: Outcomes whose branches wait until they are recorded.
+        self.unsaved: set[_Unsaved] = set()
         self.closed = False
         for branch in branches:
             if branch.call.is_settled:
@@ -72,43 +83,60 @@ class Gathering:
         self.ready = [branch for branch in branches if not branch.is_done]
         self.parked: list[_Branch] = []
         self.running = 0
-        self.places = self._places(max_concurrency)
-        self.max_concurrency = max_concurrency
+        #: An error of no step has come up, such as an exit: no further step starts.
+        self.is_broken = False
+        self.suspects = self._suspects()
 
-    def _places(self, max_concurrency: int) -> int:
-        """After a second crash in a row the steps run one at a time, until it is known which one crashes."""
-        attempt = self.attempt
-        if len(self.ready) > 1 and attempt.after_crash and attempt.crashes == 1:
-            attempt.take_suspicion()
-        return 1 if attempt.after_crash else max_concurrency
+    def _suspects(self) -> int:
+        """Return how many steps must run one at a time, each with its try written before its body.
+
+        After a second crash in a row that is as many as can have been running then, the first of those left.
+        """
+        at_once = min(len(self.ready), self.max_concurrency)
+        if at_once <= 1:
+            return 0
+        if must_find_out(self.attempt):
+            return at_once
+        self.attempt.take_suspicion()
+        return 0
 
     def run(self) -> list[Answer]:
         """Run until every branch has its outcome, or none can go on."""
         if self.ready:
-            threads = ThreadPoolExecutor(min(self.max_concurrency, len(self.ready)), "celery_durable branch")
             try:
-                self._run(threads)
+                self._run()
             finally:
                 self._close()
-                threads.shutdown(wait=False, cancel_futures=True)
         return self._answers()
 
-    def _run(self, threads: ThreadPoolExecutor) -> None:
+    def _run(self) -> None:
         while True:
-            self._start(threads)
+            self._start()
             if not self.running:
                 return
             self._take(self._arrivals())
 
-    def _start(self, threads: ThreadPoolExecutor) -> None:
-        if self.attempt.unwinding is not None:
+    @property
+    def places(self) -> int:
+        """How many branches may run at once."""
+        return 1 if self.suspects else self.max_concurrency
+
+    def _start(self) -> None:
+        if self.attempt.unwinding is not None or self.is_broken:
             return
         now = time.monotonic()
         self.ready += [branch for branch in self.parked if branch.due <= now]
         self.parked = [branch for branch in self.parked if branch.due > now]
         while self.ready and self.running < self.places:
             self.running += 1
-            threads.submit(copy_context().run, self._run_branch, self.ready.pop(0))
+            self.attempt.after_crash |= self.suspects > 0
+            self._start_thread(self.ready.pop(0))
+
+    def _start_thread(self, branch: _Branch) -> None:
+        # A thread of an executor would hold up the end of the process until its body has ended.
+        threading.Thread(
+            target=copy_context().run, args=(self._run_branch, branch), name="celery_durable branch", daemon=True
+        ).start()
 
     def _run_branch(self, branch: _Branch) -> None:
         try:
@@ -123,46 +151,54 @@ class Gathering:
             self.inbox.put(branch)
 
     def _arrivals(self) -> list[_Branch | _Unsaved]:
-        """Wait for what comes next, and take all that is there by then."""
+        """Wait for what comes next, and take all that is there by then; nothing, if a parked branch is due first."""
         due = min((branch.due for branch in self.parked), default=None)
         patience = None if due is None or self.running >= self.places else max(due - time.monotonic(), 0.0)
+        arrivals: list[_Branch | _Unsaved] = []
         try:
-            arrivals = [self.inbox.get(timeout=patience)]
+            arrivals.append(self.inbox.get(timeout=patience))
             while True:
                 arrivals.append(self.inbox.get_nowait())
         except queue.Empty:
-            pass
-        return arrivals
+            return arrivals
 
     def _take(self, arrivals: list[_Branch | _Unsaved]) -> None:
         self._save([each for each in arrivals if isinstance(each, _Unsaved)])
         for branch in arrivals:
             if isinstance(branch, _Branch):
                 self.running -= 1
-                self.places = self.max_concurrency
+                self.is_broken |= branch.error is not None
+                self.suspects = 0 if branch.is_lost else max(self.suspects - 1, 0)
                 if not branch.is_done:
                     self.parked.append(branch)
 
     def _save(self, unsaved: list[_Unsaved]) -> None:
-        if not unsaved:
-            return
+        if unsaved:
+            self._tell(unsaved, self._save_together([each.record for each in unsaved]))
+
+    def _save_together(self, records: list[StepRecord]) -> bool:
         try:
-            done = self.attempt.save([each.record for each in unsaved])
-        except Exception as error:  # noqa: BLE001 - raised in each of the steps
-            for each in unsaved:
-                each.saved.set_exception(error)
-            return
+            return self.attempt.save(records)
+        except Exception as error:
+            if is_foreign_limit(error):
+                raise
+            # Nothing is lost: each branch now finds out for itself, and the one that is to blame raises this again.
+            name = self.attempt.id
+            logger.warning("%d steps of workflow %s couldn't be recorded at once: %r", len(records), name, error)
+            return False
+
+    def _tell(self, unsaved: Iterable[_Unsaved], done: bool) -> None:
         for each in unsaved:
-            each.saved.set_result(done)
+            if not each.saved.done():
+                each.saved.set_result(done)
+        with self.lock:
+            self.unsaved.difference_update(unsaved)
 
     def _close(self) -> None:
         """From here on the branches that still run, if the workflow was interrupted, record by themselves."""
         with self.lock:
             self.closed = True
-        while not self.inbox.empty():
-            each = self.inbox.get()
-            if isinstance(each, _Unsaved):
-                each.saved.set_result(False)
+        self._tell(list(self.unsaved), False)
 
     def _answers(self) -> list[Answer]:
         self.attempt.check_going()
@@ -177,10 +213,16 @@ class Gathering:
 
 
 class _InBranch(InThread):
-    """A thread of a gathering."""
+    """A thread of a gathering; once that is over, it starts no further body."""
 
     def __init__(self, gathering: Gathering) -> None:
         self._gathering = gathering
+
+    async def call(self, step: StepCall, body: Callable[..., Any]) -> Ended:
+        """Run a body once, an async one on the event loop."""
+        if self._gathering.closed:
+            raise _Parked(0.0)
+        return call_async(step, body) if step.spec.is_async else step.call_here(body)
 
     async def save(self, attempt: Attempt, record: StepRecord) -> bool:
         """Let the workflow's thread record an outcome, with those that are ready by now."""
@@ -188,7 +230,8 @@ class _InBranch(InThread):
         with self._gathering.lock:
             if self._gathering.closed:
                 return False
-            self._gathering.inbox.put(unsaved)
+            self._gathering.unsaved.add(unsaved)
+        self._gathering.inbox.put(unsaved)
         return unsaved.saved.result()
 
     async def park(self, attempt: Attempt, reason: str, seconds: float) -> None:

@@ -1,100 +1,31 @@
-"""The event loop of this process, on which async functions run in every pool, and how their steps wait on it.
-
-It turns in a thread of its own (under gevent and eventlet that is a greenlet), so that the thread which has the
-task can still be told to stop. The order in which asyncio tasks are made is the same on every replay, the order in
-which they go on isn't: each task counts its calls for itself, in a branch of its own.
-"""
+"""Steps on the event loop: how they wait there, and for each other."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
+import inspect
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from ..exceptions import Cancelled, DurableError, OwnershipLost, StepTimeout, Suspended
+from ..exceptions import ControlFlow, DurableError, OwnershipLost, Suspended
 from ..store import StepRecord
-from .context import (
-    LONGEST_BLIND,
-    Attempt,
-    Branch,
-    current_attempt,
-    current_branch,
-    enter_branch,
-    running_step,
-)
+from .context import LONGEST_BLIND, Attempt, logger, running_step
 from .limits import hard_limit
+from .process import GRACE, cancel, in_thread, process
+from .process import run as run
 from .retry import Ended, TryAgain
 from .step import Answer, Body, Call, StepSpec
-from .waiting import StepCall
-
-logger = logging.getLogger("celery_durable")
+from .waiting import StepCall, must_find_out
 
 T = TypeVar("T")
 
-#: Threads for statements, and for blocking bodies that are not to block the loop.
-STATEMENTS, BODIES = 8, 64
-#: How long a function that was told to stop may go on, in seconds.
-_GRACE = 5.0
 #: Whether nothing goes on in an attempt is judged so much later: tasks that were just woken come first.
 _QUIET = 0.01
-
-
-class Process:
-    """What one process needs for its async functions; made when it is first needed."""
-
-    def __init__(self) -> None:
-        self.statements: Executor = ThreadPoolExecutor(STATEMENTS, "celery_durable statement")
-        self.bodies: Executor = ThreadPoolExecutor(BODIES, "celery_durable body")
-        self.loop = asyncio.new_event_loop()
-        self.loop.set_task_factory(_in_new_branch)
-        threading.Thread(target=self._turn, name="celery_durable loop", daemon=True).start()
-
-    def _turn(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        while True:
-            try:
-                self.loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):
-                # Raised by a task, which keeps it; asyncio lets it through the loop as well, and others go on.
-                logger.debug("A task has raised an exit; the event loop goes on.")
-
-
-_process: Process | None = None
-_lock = threading.Lock()
-
-
-def process() -> Process:
-    """Return this process's loop and threads."""
-    global _process
-    with _lock:
-        if _process is None:
-            _process = Process()
-        return _process
-
-
-def _forget() -> None:
-    global _process, _lock
-    _process, _lock = None, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the loop, and wait for it in this thread.
-
-    What is raised in this thread meanwhile (a limit, the end of the process) cancels it, and is raised.
-    """
-    return _Run(coroutine).wait()
 
 
 def run_function(attempt: Attempt, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -105,57 +36,19 @@ def run_function(attempt: Attempt, coroutine: Coroutine[Any, Any, T]) -> T:
 async def _function(attempt: Attempt, coroutine: Coroutine[Any, Any, T]) -> T:
     attempt.thread, attempt.on_loop = threading.get_ident(), True
     attempt.flights = flights = Flights(attempt)
+    left = 0
     try:
-        return await coroutine
+        value = await coroutine
+        left = flights.under_way()
+        return value
     finally:
         await flights.land()
-
-
-class _Run:
-    """One coroutine on the loop, waited for elsewhere."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._coroutine = coroutine
-        self._loop = process().loop
-        self._ended = threading.Event()
-        self._task: asyncio.Task[Any] | None = None
-
-    def wait(self) -> Any:
-        self._loop.call_soon_threadsafe(self._start, context=copy_context())
-        try:
-            self._ended.wait()
-        except BaseException:
-            self._loop.call_soon_threadsafe(self._cancel)
-            self._ended.wait(_GRACE)
-            raise
-        assert self._task is not None
-        return self._task.result()
-
-    def _start(self) -> None:
-        # Not by the loop's factory: this task is its branch's own, not a new one of it.
-        self._task = asyncio.Task(self._coroutine, loop=self._loop)
-        self._task.add_done_callback(lambda task: self._ended.set())
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-
-def _in_new_branch(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
-    """Make a task; one that a workflow function makes gets a branch, by the order in which they are made."""
-    branch, attempt = current_branch(), current_attempt()
-    if branch is None or attempt is None or attempt.flights is None:
-        return asyncio.Task(coroutine, loop=loop, **kwargs)
-    context = kwargs.get("context") or copy_context()
-    name = getattr(coroutine, "__name__", type(coroutine).__name__)
-    task = context.run(_make_task, branch.fork(name), partial(asyncio.Task, coroutine, loop=loop, **kwargs))
-    attempt.flights.tasks.add(task)
-    return task
-
-
-def _make_task(branch: Branch, make: Callable[[], asyncio.Task[Any]]) -> asyncio.Task[Any]:
-    enter_branch(branch)
-    return make()
+        attempt.thread = 0  # a task that can't be stopped has nothing to say any more
+        if left:
+            logger.warning(
+                "The function of workflow %s returned while %d asyncio tasks of it were still under way; they were "
+                "cancelled. Await what counts.", attempt.id, left,
+            )  # fmt: skip
 
 
 class Flights:
@@ -167,26 +60,44 @@ class Flights:
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
         self._running = 0
-        self._reason = ""
-        self._parked: dict[asyncio.Future[None], float] = {}
+        self._parked: dict[asyncio.Future[None], tuple[float, str]] = {}
         self._landing: asyncio.Future[None] | None = None
         self._unsaved: list[tuple[StepRecord, asyncio.Future[bool]]] = []
         self._saver: asyncio.Task[None] | None = None
+        self._turns = _Turns(attempt) if must_find_out(attempt) else None
+        if self._turns is None:
+            attempt.take_suspicion()
 
-    @contextmanager
-    def flight(self) -> Iterator[None]:
-        """Count a step that runs."""
+    async def fly(self, call: Call, body: Body) -> Answer:
+        """Run a step, in a task of its own: while the function unwinds, no TaskGroup stops it with its caller."""
         self._running += 1
+        task = asyncio.Task(self._run(call, body), loop=self._loop)
+        task.add_done_callback(self._has_landed)
         try:
-            yield
-        finally:
-            self._leave()
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            if not self._is_waited_for:
+                await cancel(task)
+            raise
+        return task.result()
+
+    async def _run(self, call: Call, body: Body) -> Answer:
+        if self._turns is None:
+            return await call.run(body, ON_LOOP)
+        with await self._turns.begin():
+            return await call.run(body, ON_LOOP)
+
+    def _has_landed(self, task: asyncio.Task[Answer]) -> None:
+        if not task.cancelled():
+            task.exception()  # looked at, also if nobody awaits it any more
+        self._leave()
 
     async def park(self, reason: str, seconds: float) -> None:
         """Wait for so long, or until nothing else goes on in the attempt; then the worker is given back."""
+        if self._turns is not None:
+            self._turns.end()
         released: asyncio.Future[None] = self._loop.create_future()
-        self._reason = reason
-        self._parked[released] = time.monotonic() + seconds
+        self._parked[released] = (time.monotonic() + seconds, reason)
         self._leave()
         try:
             await asyncio.wait({released}, timeout=seconds)
@@ -197,6 +108,8 @@ class Flights:
 
     def _leave(self) -> None:
         self._running -= 1
+        if self._attempt.unwinding is not None:
+            self._release()
         if not self._running:
             self._loop.call_later(_QUIET, self._release_if_quiet)
             if self._landing is not None and not self._landing.done():
@@ -204,8 +117,8 @@ class Flights:
 
     def _release_if_quiet(self) -> None:
         if self._parked and not self._running and self._attempt.unwinding is None:
-            left = max(min(self._parked.values()) - time.monotonic(), 0.0)
-            self._attempt.unwind(Suspended(self._reason, left))
+            due, reason = min(self._parked.values())
+            self._attempt.unwind(Suspended(reason, max(due - time.monotonic(), 0.0)))
             self._release()
 
     def _release(self) -> None:
@@ -213,9 +126,18 @@ class Flights:
             if not released.done():
                 released.set_result(None)
 
+    @property
+    def _is_waited_for(self) -> bool:
+        """Whether steps may end although the function unwinds: all but those of a lost attempt."""
+        return not isinstance(self._attempt.unwinding, OwnershipLost | None)
+
+    def under_way(self) -> int:
+        """Return how many of the function's tasks haven't ended."""
+        return sum(not task.done() for task in self.tasks)
+
     async def land(self) -> None:
         """Let steps end that run while the function unwinds, then cancel the tasks that it has left behind."""
-        if not isinstance(self._attempt.unwinding, OwnershipLost | None):
+        if self._is_waited_for:
             self._release()
             while self._running:
                 self._landing = self._loop.create_future()
@@ -224,7 +146,11 @@ class Flights:
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=_GRACE)
+            await asyncio.wait(left, timeout=GRACE)
+        if self._attempt.unwinding is not None:
+            for task in self.tasks:
+                if task.done() and not task.cancelled():
+                    task.exception()  # looked at: asyncio has nothing to complain about
 
     async def save(self, record: StepRecord) -> bool:
         """Record an outcome; those that are ready together go in one statement."""
@@ -237,20 +163,61 @@ class Flights:
     async def _save_all(self) -> None:
         while self._unsaved:
             batch, self._unsaved = self._unsaved, []
-            await self._save(batch)
-        self._saver = None
-
-    async def _save(self, batch: list[tuple[StepRecord, asyncio.Future[bool]]]) -> None:
-        try:
-            done = await in_thread(process().statements, partial(self._attempt.save, [record for record, _ in batch]))
-        except BaseException as error:  # noqa: BLE001 - raised in each of the steps
+            done = await self._save_together([record for record, _ in batch])
             for _, saved in batch:
                 if not saved.done():
-                    saved.set_exception(error)
+                    saved.set_result(done)
+        self._saver = None
+
+    async def _save_together(self, records: list[StepRecord]) -> bool:
+        try:
+            return await in_thread(process().statements, partial(self._attempt.save, records))
+        except Exception as error:  # noqa: BLE001 - raised again by the one that is to blame
+            # Nothing is lost: each step now finds out for itself.
+            name = self._attempt.id
+            logger.warning("%d steps of workflow %s couldn't be recorded at once: %r", len(records), name, error)
+            return False
+
+
+class _Turns:
+    """One step tries at a time, each with its try written before its body, until it is known which one crashes."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._lock = asyncio.Lock()
+        self._holder: asyncio.Task[Any] | None = None
+        self._waiting = 0
+        #: How many of those are left that were waiting when the first turn ended: the others didn't run at the crash.
+        self._suspects: int | None = None
+
+    async def begin(self) -> Any:
+        """Wait for a turn; the block that this returns is its longest extent."""
+        self._waiting += 1
+        try:
+            await self._lock.acquire()
+        finally:
+            self._waiting -= 1
+        if self._suspects == 0:
+            self._lock.release()
+        else:
+            self._holder = asyncio.current_task()
+            self._attempt.after_crash = True
+        return self._turn()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End the turn of the running task, if it has one."""
+        if self._holder is None or self._holder is not asyncio.current_task():
             return
-        for _, saved in batch:
-            if not saved.done():
-                saved.set_result(done)
+        self._holder = None
+        self._suspects = self._waiting if self._suspects is None else self._suspects - 1
+        self._lock.release()
 
 
 def acall_step(
@@ -275,13 +242,13 @@ async def answer_of(call: Call, body: Body) -> Answer:
     """Await what a step answers."""
     if call.is_settled:
         return call.replay()
-    with call.attempt.flights.flight():
-        return await call.run(body, ON_LOOP)
+    flights: Flights = call.attempt.flights
+    return await flights.fly(call, body)
 
 
-async def in_thread(threads: Executor, call: Callable[[], T]) -> T:
-    """Call something that blocks."""
-    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
+def call_async(step: StepCall, body: Body) -> Ended:
+    """Call an async body from a thread, and wait for it there."""
+    return run(_AsyncBody(step, body).run())
 
 
 class OnLoop:
@@ -292,10 +259,15 @@ class OnLoop:
         return await in_thread(process().statements, statement)
 
     async def call(self, step: StepCall, body: Callable[..., Any]) -> Ended:
-        """Await a body that is async; call any other in a thread."""
+        """Await a body that is async; call any other in a thread, which can't be interrupted."""
         if step.spec.is_async:
-            return await _Body(step, body).run()
-        return await in_thread(process().bodies, partial(step.call_here, body))
+            return await _AsyncBody(step, body).run()
+        ended = in_thread(process().bodies, partial(_call_in_thread, step, body))
+        try:
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            await asyncio.wait({ended})
+            raise
 
     async def save(self, attempt: Attempt, record: StepRecord) -> bool:
         """Record an outcome, with those that are ready by now."""
@@ -315,34 +287,46 @@ class OnLoop:
         await attempt.flights.park(reason, seconds)
 
 
-class _Body:
+def _call_in_thread(step: StepCall, body: Body) -> Ended:
+    try:
+        return step.call_here(body)
+    finally:
+        step.attempt.engine.observers.tell("branch_ended", step.attempt.id, step.step.key)
+
+
+class _AsyncBody:
     """One run of an async body, within its limits."""
 
     def __init__(self, step: StepCall, body: Callable[..., Any]) -> None:
         self._step = step
         self._body = body
+        self._limit = step.limit
 
     async def run(self) -> Ended:
         """Await it to its end."""
-        step = self._step
-        with running_step(step.step), hard_limit(step.hard_limit):
-            if step.soft_limit is not None:
-                step.step.deadline = time.monotonic() + step.soft_limit
-            task = asyncio.Task(self._body(*step.args, **step.kwargs), loop=asyncio.get_running_loop())
+        step, seconds = self._step.step, self._limit.seconds
+        with running_step(step), hard_limit(self._step.hard_limit):
+            step.deadline = None if seconds is None else time.monotonic() + seconds
+            task = asyncio.Task(self._called(), loop=asyncio.get_running_loop())
             interruption = await self._interruption(task)
-        if isinstance(interruption, Cancelled):
-            raise step.attempt.unwind(interruption)
-        return Ended(error=interruption) if interruption is not None else self._ended(task)
+        if interruption is not None:
+            self._step.attempt.engine.observers.tell("step_interrupted", self._step.attempt.id, step.key)
+        return self._ended(task, interruption)
 
-    async def _interruption(self, task: asyncio.Task[Any]) -> StepTimeout | Cancelled | None:
-        """Wait until the body ends by itself (None), or must be interrupted."""
+    async def _called(self) -> Any:
+        value = self._body(*self._step.args, **self._step.kwargs)
+        return await value if inspect.isawaitable(value) else value
+
+    async def _interruption(self, task: asyncio.Task[Any]) -> Exception | ControlFlow | None:
+        """Wait until the body has ended; return what has interrupted it."""
         try:
             while not (await asyncio.wait({task}, timeout=self._patience()))[0]:
-                if (reason := await self._reason_to_stop()) is not None:
-                    await _cancel(task)
+                reason = await self._reason_to_stop()
+                if reason is not None and not task.done():
+                    await cancel(task)
                     return reason
         except asyncio.CancelledError:
-            await _cancel(task)
+            await cancel(task)
             raise
         return None
 
@@ -352,29 +336,28 @@ class _Body:
             return LONGEST_BLIND if left is None else min(left, LONGEST_BLIND)
         return left
 
-    async def _reason_to_stop(self) -> StepTimeout | Cancelled | None:
-        left, step = self._step.step.remaining(), self._step
+    async def _reason_to_stop(self) -> Exception | ControlFlow | None:
+        left, attempt = self._step.step.remaining(), self._step.attempt
         if left is not None and left <= 0:
-            return StepTimeout(f"{step} ran longer than its soft_time_limit of {step.soft_limit:g} s")
-        if step.spec.cancellable and await in_thread(process().statements, step.attempt.is_over):
-            return Cancelled(f"The workflow {step.attempt.id} was cancelled while a step of it ran.")
+            return self._limit.error
+        if self._step.spec.cancellable and await in_thread(process().statements, attempt.is_over):
+            return attempt.over
         return None
 
-    def _ended(self, task: asyncio.Task[Any]) -> Ended:
+    def _ended(self, task: asyncio.Task[Any], interruption: Exception | ControlFlow | None) -> Ended:
+        """Return how the try has ended. A body that has caught its cancellation may have returned all the same."""
+        error: BaseException | None = None
         if task.cancelled():
-            return Ended(error=DurableError(f"{self._step} was cancelled by itself."))
-        error = task.exception()
+            error = interruption or DurableError(f"{self._step} has ended by a CancelledError of its own.")
+        else:
+            error = task.exception()
         if error is None:
             return Ended(task.result())
+        if isinstance(error, ControlFlow):
+            raise self._step.attempt.unwind(error)
         if isinstance(error, Exception | TryAgain):
             return Ended(error=error)
         raise error
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a body, and wait until it has cleaned up."""
-    task.cancel()
-    await asyncio.wait({task})
 
 
 ON_LOOP = OnLoop()

@@ -32,6 +32,20 @@ class TryAgain(BaseException):
         self.delay = delay
 
 
+class GivenUp(TryAgain):
+    """What a body raises that has used up the tries it may ask for: its error is the step's, whatever the policy."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error, None)
+
+
+def check_reason(error: Any) -> Exception:
+    """Return the error for which a body asks for another try; raise TypeError for anything else."""
+    if not isinstance(error, Exception):
+        raise TypeError(f"The reason of a retry must be an exception, not {error!r}.")
+    return error
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a try has ended: with a value, or with an error."""
@@ -75,7 +89,7 @@ class RetryPolicy:
 
     def goes_on(self, ended: Ended, failed_tries: int) -> bool:
         """Tell whether another try follows one that was the nth and ended so."""
-        if ended.error is None:
+        if ended.error is None or isinstance(ended.error, GivenUp):
             return False
         if isinstance(ended.error, TryAgain):
             return True  # whoever asks has counted

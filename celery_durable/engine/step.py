@@ -6,6 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -23,12 +24,13 @@ from ..exceptions import (
     StepLost,
     StepTimeout,
 )
-from ..serialization import Codec, Payload, call_repr, fingerprint
+from ..serialization import Codec, Payload, fingerprint
 from ..shapes import Shape
 from ..store import Conflict, StepRecord
 from ..store.rows import Checkpoint, Standing
+from ..text import call_repr
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
-from .limits import hard_limit, is_foreign_limit, soft_limit
+from .limits import Limit, hard_limit, is_foreign_limit, soft_limit
 from .observer import StepReport
 from .retry import Ended, RetryPolicy, TryAgain, call_with_retries
 from .waiting import IN_THREAD, Waiting, complete
@@ -36,6 +38,7 @@ from .watch import watching
 
 Body = Callable[..., Any]
 
+_ATTRIBUTES = vars(BaseException)["__dict__"]
 _WELL = Standing(states.RUNNING, draining=False, late=False)
 
 #: Failed tries whose errors are kept; ``tries`` counts all of them.
@@ -111,6 +114,8 @@ class Call:
         self.due_in = saved.due_in if saved else 0.0
         #: The last try's process was killed by its time limit.
         self.overran = bool(saved and saved.overran)
+        #: The try that runs was counted before it began.
+        self.is_spent = False
         #: How the run stood at the last statement that has told it.
         self.standing = _WELL
         #: There is a row of this step already.
@@ -159,7 +164,10 @@ class Call:
         """Return what a checkpoint holds."""
         assert checkpoint.payload is not None
         if checkpoint.ok:
-            return Answer(self.decode(checkpoint.payload))
+            try:
+                return Answer(self.decode(checkpoint.payload))
+            except SerializationError as unreadable:
+                return Answer(error=unreadable, cause=unreadable.__cause__)
         error = self.codec.decode_error(checkpoint.payload)
         _add_note(error, f"Raised by step {self.key!r} of workflow {self.attempt.id}, try {checkpoint.tries}.")
         return Answer(error=error, cause=cause)
@@ -187,8 +195,8 @@ class Call:
     @property
     def is_lost(self) -> bool:
         """A step whose process died in the last of its tries has none left."""
-        retries = self.spec.retry.max_retries or 0
-        return retries > 0 and self.failed_tries == retries + 1
+        saved, retries = self.saved, self.spec.retry.max_retries or 0
+        return saved is not None and saved.spent and 0 < retries < saved.tries
 
     def loss(self) -> StepLost:
         """Return the error of a step that is lost."""
@@ -218,9 +226,9 @@ class Call:
         The first body after a crash spends its try beforehand: it may have been the one that crashed. A try with a
         hard limit leaves its deadline, by which the next claim knows what has killed it.
         """
-        spent = self.attempt.take_suspicion()
-        if spent or self.hard_limit is not None:
-            await self.save_try(self.failed_tries + spent, None, self.hard_limit)
+        self.is_spent = self.attempt.take_suspicion()
+        if self.is_spent or self.hard_limit is not None:
+            await self.save_try(None)
             self.attempt.judge(self.standing)
 
     @property
@@ -236,26 +244,33 @@ class Call:
             return soft
         return hard if soft is None else min(soft, hard)
 
+    @property
+    def limit(self) -> Limit:
+        """The soft limit of one try."""
+        option = "soft_time_limit" if self.soft_limit == self.spec.soft_time_limit else "time_limit"
+        return soft_limit(self.soft_limit, str(self), option=option, interruptible=self.spec.cancellable)
+
     def call_body(self, body: Body) -> Ended:
         """Call a body in this thread, within its limits."""
+        limit, interrupted = self.limit, False
+        watch = watching(self.attempt, limit) if self.spec.cancellable else nullcontext()
         try:
-            with (
-                running_step(self.step),
-                hard_limit(self.hard_limit),
-                soft_limit(self.soft_limit, str(self), interruptible=self.spec.cancellable) as limit,
-                watching(self.attempt if self.spec.cancellable else None, limit),
-            ):
+            with running_step(self.step), hard_limit(self.hard_limit), watch, limit:
                 self.step.deadline = limit.deadline
                 return Ended(body(*self.args, **self.kwargs))
         except TryAgain as again:
-            return Ended(error=again)
+            # Celery's own autoretry, which an unmodified task has, doesn't know whose limit it was.
+            interrupted = isinstance(again.error, SoftTimeLimitExceeded)
+            return Ended(error=again.error if again.error is not None and is_foreign_limit(again.error) else again)
         except ControlFlow as reason:
-            self.attempt.engine.observers.tell("step_interrupted", self.attempt.id, self.key)
+            interrupted = True
             raise self.attempt.unwind(reason) from None
         except Exception as error:  # noqa: BLE001 - whatever it raises is how the try ended
-            if isinstance(error, SoftTimeLimitExceeded):
-                self.attempt.engine.observers.tell("step_interrupted", self.attempt.id, self.key)
+            interrupted = isinstance(error, SoftTimeLimitExceeded)
             return Ended(error=error)
+        finally:
+            if interrupted or limit.has_interrupted:
+                self.attempt.engine.observers.tell("step_interrupted", self.attempt.id, self.key)
 
     def call_here(self, body: Body) -> Ended:
         """Call a body in this thread, in a transaction if it is to be atomic."""
@@ -277,7 +292,7 @@ class Call:
                 last = conflict
             except DatabaseUnavailable as error:
                 logger.warning("%s may have been committed or not: %s", self, error)
-                standing = self.heed(self.write_try(self.failed_tries, None, None))
+                standing = self.heed(self.write_try(None))
                 if standing.settled is not None:
                     return Ended(checkpoint=standing.settled)
                 self.attempt.judge(standing)
@@ -316,23 +331,24 @@ class Call:
             "Step %s of workflow %s failed in try %d (%r), next in %.3g s.",
             self.key, attempt.id, self.failed_tries, error, delay,
         )  # fmt: skip
-        await self.save_try(self.failed_tries, delay)
+        await self.save_try(delay)
         attempt.engine.observers.tell("try_recorded", attempt.id, self.key)
         self.report("RETRY", error=error, retries=self.failed_tries - 1)
         attempt.judge(self.standing)
 
-    async def save_try(self, tries: int, delay: float | None, kill_in: float | None = None) -> None:
-        """Write a try that failed, or that is about to begin."""
+    async def save_try(self, delay: float | None) -> None:
+        """Write a try that failed, with the delay until the next, or one that is about to begin."""
         sent_at = boot_time()
-        self.heed(await self.waiting.run(partial(self.write_try, tries, delay, kill_in)))
+        self.heed(await self.waiting.run(partial(self.write_try, delay)))
         self.attempt.confirm(sent_at)
 
-    def write_try(self, tries: int, delay: float | None, kill_in: float | None) -> Standing | None:
+    def write_try(self, delay: float | None) -> Standing | None:
         """Make the statement of ``save_try``."""
-        self.has_row = True
-        record = self.record_of(Checkpoint(self.key, self.seq, tries))
+        self.has_row, begins = True, delay is None
+        spent, kill_in = (self.is_spent, self.hard_limit) if begins else (False, None)
+        record = self.record_of(Checkpoint(self.key, self.seq, self.failed_tries + spent))
         return self.attempt.engine.store.checkpoints.save_try(
-            self.attempt.fence, record, delay, kill_in, patience=WHILE_ALIVE
+            self.attempt.fence, record, delay, spent=spent, kill_in=kill_in, patience=WHILE_ALIVE
         )
 
     async def wait(self, seconds: float) -> None:
@@ -351,8 +367,8 @@ class Call:
         tell("step_recorded", attempt.id, self.key)
         answer = outcome.answer or self.answer(outcome.checkpoint, outcome.cause)
         # The live error has the traceback, which the rebuilt one hasn't.
-        error = answer.error and (outcome.cause or answer.error)
-        self.report("FAILURE" if error else "SUCCESS", answer.value, error, self.failed_tries)
+        error = answer.error if answer.error is None or outcome.cause is None else outcome.cause
+        self.report("SUCCESS" if error is None else "FAILURE", answer.value, error, self.failed_tries)
         attempt.judge(self.standing)
         return answer
 
@@ -450,10 +466,8 @@ class _Outcome:
 
 def _error_of(ended: Ended) -> Exception:
     """Return why a try failed; a body that asks for another one may give no reason."""
-    if isinstance(ended.error, TryAgain):
-        return ended.error.error or DurableError("The step asked for another try.")
-    assert ended.error is not None
-    return ended.error
+    error = ended.error.error if isinstance(ended.error, TryAgain) else ended.error
+    return DurableError("The step asked for another try.") if error is None else error
 
 
 def _with_error(log: bytes | None, entry: bytes) -> bytes:
@@ -465,6 +479,7 @@ def _with_error(log: bytes | None, entry: bytes) -> bytes:
 
 
 def _add_note(error: BaseException, note: str) -> None:
-    # BaseException.add_note is newer than the oldest Python we support; the attribute is what it sets.
-    notes = [*getattr(error, "__notes__", []), note]
-    error.__notes__ = notes  # type: ignore[attr-defined]
+    # BaseException.add_note is newer than the oldest Python we support; the attribute is what it sets. It goes past
+    # __getattr__ and __setattr__, which may need what only a constructor makes, as urllib's HTTPError does.
+    attributes = _ATTRIBUTES.__get__(error)
+    attributes["__notes__"] = [*attributes.get("__notes__", ()), note]

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from ..exceptions import Suspended
 from ..store import StepRecord
 from .context import LONGEST_BLIND, Attempt, RunningStep
+from .limits import Limit
 from .retry import Ended
 
 T = TypeVar("T")
@@ -31,8 +32,8 @@ class StepCall(Protocol):
         """What the body sees of itself."""
 
     @property
-    def soft_limit(self) -> float | None:
-        """Seconds after which the body is interrupted."""
+    def limit(self) -> Limit:
+        """What interrupts the body."""
 
     @property
     def hard_limit(self) -> float | None:
@@ -97,6 +98,16 @@ def complete(coroutine: Coroutine[Any, Any, T]) -> T:
         value: T = done.value
         return value
     raise AssertionError("a step in a thread has waited for an event loop")
+
+
+def must_find_out(attempt: Attempt) -> bool:
+    """Tell whether steps that run at once must run one at a time, because one of them may have crashed twice.
+
+    After a single crash that isn't so: most have other reasons. A try that was written before its body was cut short
+    by one, or is an error's.
+    """
+    unsettled = (step for step in list(attempt.history.values()) if step.ok is None)
+    return attempt.after_crash and (attempt.crashes > 1 or any(step.tries for step in unsettled))
 
 
 IN_THREAD = InThread()

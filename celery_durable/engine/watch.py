@@ -5,36 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
-from ..exceptions import Cancelled, ControlFlow
 from .context import LONGEST_BLIND, Attempt
+from .limits import Limit
 
-
-class Interruptible(Protocol):
-    """A body that an error can be raised in."""
-
-    def interrupt(self, error: ControlFlow) -> None:
-        """Raise an error in it; from any thread."""
+#: A body that can't be interrupted at this moment is interrupted so much later, in seconds.
+_AGAIN = 0.05
 
 
 @contextmanager
-def watching(attempt: Attempt | None, body: Interruptible) -> Iterator[None]:
-    """Interrupt ``body`` within about a second after the workflow was cancelled, or its time was up."""
-    if attempt is None:
+def watching(attempt: Attempt, limit: Limit) -> Iterator[None]:
+    """Interrupt the body of a limit within about a second after the workflow was cancelled, or its time was up.
+
+    The block begins before the body and ends after it, and the thread with the block.
+    """
+    if not limit.interrupts:
         yield
         return
     done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(attempt, body, done), name="celery_durable watch", daemon=True)
-    thread.start()
+    thread = threading.Thread(target=_watch, args=(attempt, limit, done), name="celery_durable watch", daemon=True)
     try:
+        thread.start()
         yield
     finally:
         done.set()
 
 
-def _watch(attempt: Attempt, body: Interruptible, done: threading.Event) -> None:
-    while not done.wait(LONGEST_BLIND):
-        if attempt.is_over():
-            body.interrupt(Cancelled(f"The workflow {attempt.id} was cancelled while a step of it ran."))
-            return
+def _watch(attempt: Attempt, limit: Limit, done: threading.Event) -> None:
+    while not done.wait(_AGAIN if attempt.over else LONGEST_BLIND):
+        if attempt.is_over() and attempt.over is not None:
+            limit.interrupt(attempt.over)

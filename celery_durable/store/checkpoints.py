@@ -71,13 +71,21 @@ class Checkpoints:
             return False
 
     def save_try(
-        self, fence: Fence, record: StepRecord, delay: float | None, kill_in: float | None = None, *, patience: float
+        self,
+        fence: Fence,
+        record: StepRecord,
+        delay: float | None,
+        *,
+        spent: bool = False,
+        kill_in: float | None = None,
+        patience: float,
     ) -> Standing | None:
         """Record a try that failed, with the seconds until the next, or one that starts (no delay).
 
-        ``kill_in``: the seconds after which a hard time limit will have ended the process.
+        ``spent``: the tries count the one that starts. ``kill_in``: the seconds after which a hard time limit will
+        have ended its process.
         """
-        params = _params(fence, record) | {"delay": delay, "kill_in": kill_in}
+        params = _params(fence, record) | {"delay": delay, "spent": spent, "kill_in": kill_in}
         return _standing(self._database.run(self._sql["save_try"], params, patience=patience), record)
 
     @contextmanager

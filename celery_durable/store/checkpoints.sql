@@ -31,7 +31,7 @@ WITH run AS (
     ON CONFLICT (workflow, key) DO UPDATE
     SET attempt = excluded.attempt, tries = excluded.tries, ok = excluded.ok, value = excluded.value,
         content_type = excluded.content_type, errors = excluded.errors, wake_at = NULL,
-        kill_at = NULL, overran = false, started_at = excluded.started_at, at = excluded.at
+        spent = false, kill_at = NULL, overran = false, started_at = excluded.started_at, at = excluded.at
     WHERE c.ok IS NULL
     RETURNING true
 )
@@ -70,14 +70,14 @@ WITH run AS (
     FOR KEY SHARE OF w
 ), saved AS (
     INSERT INTO {schema}.checkpoint AS c
-        (workflow, key, seq, attempt, tries, args, fingerprint, errors, wake_at, kill_at, started_at, at)
-    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(args)s, %(fingerprint)s, %(errors)s,
+        (workflow, key, seq, attempt, tries, args, fingerprint, errors, spent, wake_at, kill_at, started_at, at)
+    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(args)s, %(fingerprint)s, %(errors)s, %(spent)s,
         clock_timestamp() + make_interval(secs => %(delay)s), clock_timestamp() + make_interval(secs => %(kill_in)s),
         clock_timestamp(), clock_timestamp()
     FROM run
     ON CONFLICT (workflow, key) DO UPDATE
-    SET attempt = excluded.attempt, tries = excluded.tries, errors = excluded.errors, wake_at = excluded.wake_at,
-        kill_at = excluded.kill_at, overran = false, at = excluded.at
+    SET attempt = excluded.attempt, tries = excluded.tries, errors = excluded.errors, spent = excluded.spent,
+        wake_at = excluded.wake_at, kill_at = excluded.kill_at, overran = false, at = excluded.at
     WHERE c.ok IS NULL
     RETURNING true
 )

@@ -36,6 +36,8 @@ class Checkpoint:
     due_in: float = 0.0
     #: Its process was ended by the try's hard time limit.
     overran: bool = False
+    #: The last of the tries was counted before it began, and hasn't ended.
+    spent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,6 @@ def _ids(rows: list[tuple[Any, ...]]) -> list[str]:
 
 
 def _checkpoint(columns: tuple[Any, ...]) -> Checkpoint:
-    key, seq, tries, ok, value, content_type, args, fingerprint, errors, due_in, overran = columns
+    key, seq, tries, ok, value, content_type, args, fingerprint, errors, due_in, overran, spent = columns
     payload = None if value is None else Payload(value, content_type)
-    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in or 0.0, overran)
+    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in or 0.0, overran, spent)

@@ -46,7 +46,8 @@ WITH seen AS MATERIALIZED (
     RETURNING w.id, w.attempt, w.crashes, w.signal
 )
 SELECT run.attempt, run.crashes, run.signal, clock_timestamp(), c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
-    c.errors, greatest(extract(epoch FROM c.wake_at - clock_timestamp()), 0)::float8 AS due_in, c.overran
+    c.errors, greatest(extract(epoch FROM c.wake_at - clock_timestamp()), 0)::float8 AS due_in, c.overran,
+    c.spent
 FROM run LEFT JOIN {schema}.checkpoint c ON c.workflow = run.id
 ORDER BY c.seq
 
@@ -177,7 +178,8 @@ SELECT id FROM ended
 -- Too many crashes since the last new checkpoint: DEAD. A process that was alive when its step's hard time limit
 -- passed was ended by that: no crash, but a failed try.
 WITH lost AS (
-    SELECT w.id, CASE WHEN w.node = %(node)s AND w.id = ANY(%(lost)s::text[]) THEN clock_timestamp() ELSE n.seen END AS alive_at
+    SELECT w.id, w.attempt,
+        CASE WHEN w.node = %(node)s AND w.id = ANY(%(lost)s::text[]) THEN clock_timestamp() ELSE n.seen END AS alive_at
     FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
     WHERE w.state = 'RUNNING' AND (
         w.node = %(node)s AND w.id = ANY(%(lost)s::text[])
@@ -192,8 +194,8 @@ WITH lost AS (
     ORDER BY w.id LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), overrun AS (
-    UPDATE {schema}.checkpoint c SET overran = true
-    FROM lost WHERE c.workflow = lost.id AND c.ok IS NULL AND c.kill_at <= lost.alive_at
+    UPDATE {schema}.checkpoint c SET overran = true, tries = c.tries - c.spent::int, spent = false
+    FROM lost WHERE c.workflow = lost.id AND c.attempt = lost.attempt AND c.ok IS NULL AND c.kill_at <= lost.alive_at
     RETURNING c.workflow
 ), judged AS (
     SELECT lost.id, (lost.id NOT IN (SELECT workflow FROM overrun))::int
@@ -218,12 +220,15 @@ WITH lost AS (
 SELECT id, state FROM freed
 
 -- name: hand_over
--- A cold shutdown: what this node still runs is enqueued again; no crash is counted.
+-- A cold shutdown: what this node still runs is enqueued again; no crash is counted, and no try.
 WITH own AS (
     SELECT id, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
                        AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow w WHERE state = 'RUNNING' AND node = %(node)s AND id = ANY(%(ids)s::text[])
     ORDER BY id FOR UPDATE
+), unspent AS (
+    UPDATE {schema}.checkpoint c SET tries = c.tries - 1, spent = false
+    FROM own WHERE c.workflow = own.id AND c.ok IS NULL AND c.spent
 )
 UPDATE {schema}.workflow w SET state = 'ENQUEUED', node = NULL, token = NULL, publish_at = clock_timestamp(),
     crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END

@@ -48,7 +48,7 @@ INSERT INTO celery_durable.output SELECT id, true, '1' FROM celery_durable.workf
 FENCE = {"id": "RUNNING7", "attempt": 1, "token": uuid.uuid4(), "node": NODE}
 STEP = {
     "key": "step", "seq": 4, "tries": 1, "ok": True, "value": b"1", "content_type": None, "args": "", "took": 0.1,
-    "fingerprint": b"", "errors": None, "delay": 1.0, "kill_in": None,
+    "fingerprint": b"", "errors": None, "delay": 1.0, "spent": False, "kill_in": None,
 }  # fmt: skip
 SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, "retention": 14 * 86400.0}
 STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {

@@ -33,6 +33,36 @@ def report(self: durable.Workflow[[int], None], year: int) -> None:
     assert_type(self.name, str)
 
 
+@durable.workflow
+async def crawl(url: str) -> list[str]:
+    """An ``async def``, without options."""
+    return [url]
+
+
+@durable.workflow(queue="pages")
+async def count(url: str) -> int:
+    """With options."""
+    return len(await crawl(url))
+
+
+@durable.workflow(bind=True)
+async def mirror(self: durable.Workflow[[str], bytes], url: str) -> bytes:
+    """Bound."""
+    assert_type(self.name, str)
+    return url.encode()
+
+
+async def start_from_a_coroutine() -> None:
+    """``adelay`` gives what ``delay`` gives; of an async workflow, too, that is a handle of its result."""
+    assert_type(crawl.delay("https://example.org"), durable.WorkflowHandle[list[str]])
+    assert_type(count.apply_async(("https://example.org",)).get(), int)
+    assert_type(mirror.delay("https://example.org"), durable.WorkflowHandle[bytes])
+    assert_type(await count.adelay("https://example.org"), durable.WorkflowHandle[int])
+    assert_type(await checkout.adelay("order-1"), durable.WorkflowHandle[int])
+    assert_type(await crawl("https://example.org"), list[str])
+    await crawl.adelay(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 def call_directly() -> None:
     """A call takes the function's arguments and returns what it returns."""
     assert_type(checkout("order-1"), int)

@@ -107,6 +107,22 @@ def test_command_imports_little() -> None:
     assert imported == {"__future__", "celery.bin.base", "click", "typing"}
 
 
+def test_importing_needs_the_core_dependencies_only() -> None:
+    """Also where the libraries of brokers, pools and extras aren't installed; an app without them is installed on."""
+    missing = ["django", "eventlet", "flower", "gevent", "pydantic", "redis", "sqlalchemy", "yaml"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({missing}))
+import celery
+import celery_durable as durable
+app = celery.Celery("shop", broker="memory://", backend="cache+memory://")
+durable.install(app, database_url="postgresql://localhost/shop")
+app.finalize()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_contacts_nobody() -> None:
     """Importing the package starts no thread and opens no connection."""
     code = "import celery_durable, psutil; me = psutil.Process(); print(me.num_threads(), me.net_connections())"

@@ -108,6 +108,7 @@ CREATE TABLE {schema}.checkpoint (
     errors        bytea,
     child_id      text,
     wake_at       timestamptz,
+    spent         boolean NOT NULL DEFAULT false,
     kill_at       timestamptz,
     overran       boolean NOT NULL DEFAULT false,
     started_at    timestamptz NOT NULL,
@@ -116,6 +117,7 @@ CREATE TABLE {schema}.checkpoint (
     CONSTRAINT checkpoint_settled CHECK ((ok IS NULL) = (value IS NULL))
 );
 COMMENT ON TABLE {schema}.checkpoint IS 'The kept outcome of each step; ok is null while it is not settled (a failed try, a wait).';
+COMMENT ON COLUMN {schema}.checkpoint.spent IS 'The last of the tries was counted before it began: it may be the one that crashes its process.';
 COMMENT ON COLUMN {schema}.checkpoint.kill_at IS 'When the hard time limit of the try that runs will have ended its process.';
 COMMENT ON COLUMN {schema}.checkpoint.overran IS 'That time limit has ended the process; the next attempt counts the try as failed.';
 

@@ -1,0 +1,53 @@
+"""Text for people: of bounded length, as Postgres stores it, whatever an object says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REPR_LIMIT = 1024
+_QUALNAME = vars(type)["__qualname__"]
+
+
+def printable(text: str, limit: int = REPR_LIMIT) -> str:
+    """Return text that Postgres stores as it is: no NUL, no lone surrogates, not too long."""
+    text = text[: limit + 1].replace("\x00", "\\x00")
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def call_repr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return the arguments of a call as text for people, of bounded length."""
+    parts = [_safe_repr(arg) for arg in args] + [f"{name}={_safe_repr(value)}" for name, value in kwargs.items()]
+    return printable(", ".join(parts), REPR_LIMIT)
+
+
+def safe_str(error: BaseException) -> str:
+    """Return an error's text; one whose ``__str__`` is broken is told by its class."""
+    try:
+        return _exactly(str(error))
+    except Exception:  # noqa: BLE001 - a broken __str__ must not hide the error
+        return f"<{qualname_of(type(error))} whose text can't be made>"
+
+
+def summary(error: BaseException) -> str:
+    """Return an error's class and text as a short line."""
+    text = " ".join(printable(safe_str(error), 2 * REPR_LIMIT).split())
+    return printable(f"{qualname_of(type(error))}: {text}", 300)
+
+
+def qualname_of(cls: type) -> str:
+    """Return the name of a class, whose metaclass may have another idea of it."""
+    return _exactly(_QUALNAME.__get__(cls))
+
+
+def _safe_repr(value: Any) -> str:
+    try:
+        return _exactly(repr(value))
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not break the step
+        return f"<{qualname_of(type(value))}>"
+
+
+def _exactly(text: str) -> str:
+    """Return text as str itself: that of a __str__ or __repr__ may be of a subclass with methods of its own."""
+    return str.__str__(text)

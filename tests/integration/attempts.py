@@ -1,0 +1,61 @@
+"""Attempts of one workflow, w1, that a test begins and ends as it likes."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import celery_durable as durable
+from celery_durable.engine.context import Attempt, boot_time
+from celery_durable.exceptions import WorkflowDead
+from tests.fixtures.inprocess import Inprocess
+
+DUE = "UPDATE celery_durable.checkpoint SET wake_at = clock_timestamp()"
+LATE = "UPDATE celery_durable.workflow SET deadline = clock_timestamp() - interval '1 s'"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it is run."""
+
+
+def order(shop: Inprocess, function: Any, *args: Any, **options: Any) -> Any:
+    """Declare a workflow of this function, and start it."""
+
+    def body(*args: Any) -> Any:
+        return function(*args)
+
+    task = shop.workflow(body, name="order", **options)
+    task.apply_async(args, task_id="w1")
+    return task
+
+
+def begin(shop: Inprocess) -> Attempt:
+    """Claim as a worker does, and stop there: the attempt is the test's."""
+    workflows = shop.installation.store.workflows
+    claim = workflows.claim("w1", "order", uuid.uuid4(), shop.node, retries=0, patience=0)
+    assert claim is not None
+    return Attempt.of(shop.installation.engine, "order", claim, boot_time())
+
+
+def release(shop: Inprocess, attempt: Attempt) -> None:
+    """Hand an attempt over."""
+    assert shop.installation.store.workflows.release(attempt.fence, 60, patience=0)
+
+
+def crash(shop: Inprocess, attempt: Attempt) -> str:
+    """Let an attempt have died; the state that its workflow is in then."""
+    verdict = shop.installation.codec.encode_error(WorkflowDead("too many"))
+    ((_, state),) = shop.installation.store.workflows.rescue(
+        attempt.fence.node, [attempt.id], lease=15, verdict=verdict, limit=9, patience=0
+    )
+    return state
+
+
+def status(shop: Inprocess) -> durable.WorkflowStatus:
+    """How the workflow stands."""
+    return durable.get_workflow_status("w1", app=shop.app)
+
+
+def steps(shop: Inprocess) -> dict[str, durable.StepInfo]:
+    """Its steps by their keys."""
+    return {step.key: step for step in durable.list_workflow_steps("w1", app=shop.app)}
