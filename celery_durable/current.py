@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from celery import _state
 
 from .config import seconds
-from .engine.context import Attempt, RunningStep, current_attempt, current_step
+from .engine.context import Attempt, PlainStep, RunningStep, current_attempt, current_plain_step, current_step
 from .engine.retry import check_reason
 from .exceptions import NotInWorkflow
 from .task import Step
@@ -53,19 +53,22 @@ class Current:
         return self._attempt().fence.attempt
 
     @property
-    def step(self) -> RunningStep | TaskStep:
+    def step(self) -> RunningStep | TaskStep | PlainStep:
         """The running step, with ``name``, ``attempt``, ``deadline``, ``remaining()`` and ``retry(exc, countdown)``.
 
         ``attempt`` is the number of the try, from 1; ``deadline`` the end of the try on ``time.monotonic``'s clock,
         ``remaining()`` the seconds until then, both None without a limit. A step that a worker runs as a plain task
-        has them, too, by Celery's own means. Raises NotInWorkflow elsewhere.
+        has them, too, by Celery's own means; in one that is called plainly, ``retry`` raises the error. Raises
+        NotInWorkflow where no step runs.
         """
         step = current_step()
         if step is not None:
             return step
-        task = _state.get_current_task()
-        if isinstance(task, Step) and task.request.id:
+        task, plain = _state.get_current_task(), current_plain_step()
+        if isinstance(task, Step) and task.request.id and (plain is None or plain.name == task.durable_spec.name):
             return TaskStep(task)
+        if plain is not None:
+            return plain
         raise NotInWorkflow("durable.current.step is only there in a step that a workflow has called.")
 
     @property

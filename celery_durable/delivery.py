@@ -26,7 +26,7 @@ from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stoppe
 from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
 from .events import is_watched
-from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError
+from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError, ends_process
 from .installation import Installation
 from .publisher import Start, birth_of, retries_of
 from .request import NODE_PROPERTY
@@ -37,8 +37,6 @@ logger = logging.getLogger("celery_durable")
 _PAUSE = 0.05
 #: What Celery's tracer doesn't take for an outcome.
 _CELERYS = (Ignore, Reject, Retry)
-#: Billiard ends a pool process by SystemExit(signal number - 256).
-_LOWEST_USER_EXIT = -128
 
 
 def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, max_crashes: int) -> Any:
@@ -315,7 +313,7 @@ def _without_exit(body: Callable[[], Any]) -> Callable[[], Any]:
         try:
             return body()
         except SystemExit as stop:
-            if isinstance(stop.code, int) and stop.code < _LOWEST_USER_EXIT:
+            if ends_process(stop):
                 raise
             raise DurableError(f"The workflow called sys.exit({stop.code!r}).") from stop
 

@@ -162,3 +162,14 @@ class HandedOver(ControlFlow):
 
 class OwnershipLost(ControlFlow):
     """Another worker has taken this workflow over; nothing more of this attempt is recorded."""
+
+
+#: Billiard ends a pool process by SystemExit(signal number - 256); a user's own exit has no such code.
+_LOWEST_USER_EXIT = -128
+
+
+def ends_process(error: BaseException) -> bool:
+    """Tell whether this is meant for the process or its greenlet, and isn't how the app's code has ended."""
+    if isinstance(error, SystemExit):
+        return isinstance(error.code, int) and error.code < _LOWEST_USER_EXIT
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "GreenletExit"

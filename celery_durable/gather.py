@@ -138,8 +138,6 @@ def _callables_of(thing: Any) -> Callables:
             return callables
         if isinstance(task, Workflow):
             raise TypeError(f"gather() takes steps, and {thing!r} is a workflow: start it with delay().")
-    if inspect.iscoroutine(thing):
-        thing.close()
     raise TypeError(f"gather() takes signatures of steps, such as charge.s(1), not {thing!r}: {_advice(thing)}")
 
 

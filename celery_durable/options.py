@@ -24,7 +24,8 @@ from .text import printable
 
 MAX_NAME = 255
 _COUNTED = re.compile(r"(#\d+|\])$")
-_RETRY_OPTIONS = ("max_retries", "retry_backoff", "retry_backoff_max", "retry_backoff_rate", "retry_jitter")
+_BACKOFF_OPTIONS = ("retry_backoff", "retry_backoff_max", "retry_backoff_rate", "retry_jitter")
+_RETRY_OPTIONS = ("max_retries", *_BACKOFF_OPTIONS)
 STEP_OPTIONS = (
     "autoretry_for", "dont_autoretry_for", "retry_if", "max_retries", "retry_backoff", "retry_backoff_rate",
     "retry_backoff_max", "retry_jitter", "default_retry_delay", "retry_kwargs", "throws", "soft_time_limit",
@@ -254,10 +255,13 @@ def check_count(value: Any, what: str) -> int | None:
     return value
 
 
-def warn_if_never_retried(name: str, options: Mapping[str, Any]) -> None:
-    """Retry options that nothing can trigger are a mistake: Celery itself ignores them in silence."""
-    if options.get("max_retries", 1) == 0:
-        return  # it is meant
+def warn_if_never_retried(name: str, options: Mapping[str, Any], *, bound: bool = False) -> None:
+    """Retry options that nothing can trigger are a mistake: Celery itself ignores them in silence.
+
+    A bound task has ``self.retry``, for which ``max_retries`` is meant, too.
+    """
+    if options.get("max_retries", 1) == 0 or (bound and not options.keys() & set(_BACKOFF_OPTIONS)):
+        return
     if not options.keys() & {"autoretry_for", "retry_if"} and options.keys() & set(_RETRY_OPTIONS):
         warnings.warn(
             f"The step {name} has retry options, but neither autoretry_for nor retry_if, so it is never retried: "
@@ -327,6 +331,6 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _predicate(value: Any) -> Callable[[BaseException], bool] | None:
-    if value is not None and not callable(value):
-        raise ConfigurationError(f"retry_if must be a function of the exception, not {value!r}.")
+    if value is not None and (not callable(value) or is_async(value)):
+        raise ConfigurationError(f"retry_if must be a function of the exception that isn't async, not {value!r}.")
     return value

@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, Task
@@ -24,7 +22,6 @@ Kinds = tuple[type[Task], ...]
 #: Sent by Celery itself beside the tasks of a chord.
 _CELERYS = frozenset({"celery.chord_unlock"})
 
-_meant: ContextVar[bool] = ContextVar("celery_durable_meant", default=False)
 _warned: set[str] = set()
 
 
@@ -40,6 +37,8 @@ def watch(app: Celery, kinds: Kinds) -> None:
     def task(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if not _is_ours(options.get("base"), kinds):
             return original(*args, **options)
+        # Another app that declares one of this name shall not get ours.
+        options.setdefault("shared", False)
         if args:
             names.take(_name_of(app, args[0], options), args[0], options["base"])
             return original(*args, **options)
@@ -135,20 +134,10 @@ def _put_around(app: Celery, name: str, wrapper: Callable[..., Any]) -> None:
     setattr(app, name, call)
 
 
-@contextmanager
-def meant() -> Iterator[None]:
-    """Send tasks from a workflow without a warning."""
-    token = _meant.set(True)
-    try:
-        yield
-    finally:
-        _meant.reset(token)
-
-
 def _warn_if_replayed(app: Celery, name: str, task: Any, kinds: Kinds) -> None:
     """Warn, once per task, of a plain task that a workflow function sends."""
     attempt = current_attempt()
-    if attempt is None or current_step() is not None or isinstance(task, kinds) or _meant.get():
+    if attempt is None or current_step() is not None or isinstance(task, kinds):
         return
     if name in _warned or name in _CELERYS:
         return

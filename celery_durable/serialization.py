@@ -196,6 +196,10 @@ class Codec:
         """
         return Payload(encode_error(error, self.max_payload, at))
 
+    def rebuilt(self, error: BaseException) -> Exception:
+        """Return an error as it is when it was stored and read back; one that is no Exception is a StepError then."""
+        return self.decode_error(self.encode_error(error))
+
     def decode_error(self, payload: Payload) -> Exception:
         """Rebuild an exception: by its class if that can be imported, else as a StepError."""
         return decode_error(payload.data)

@@ -31,7 +31,7 @@ from . import inline, registration
 from .client import Result, WorkflowHandle
 from .delivery import deliver
 from .engine import loop
-from .engine.context import Attempt, current_attempt, current_step, only_bodies_here
+from .engine.context import Attempt, current_attempt, current_step, only_bodies_here, plain_step
 from .engine.limits import soft_limit
 from .engine.step import Body, StepSpec, call_step
 from .exceptions import ConfigurationError, NotInWorkflow
@@ -166,9 +166,13 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         """Run the function: durably for a message in a worker, else as the plain function that it is."""
         body = functools.partial(super().__call__, *args, **kwargs)
         if not self._is_delivered():
-            return cast(C, body())
+            value = body()
+            return cast(C, loop.run(value) if inspect.iscoroutine(value) and self._is_eager() else value)
         installation = installed_on(self.app)
         return cast(C, deliver(installation, self, lambda: self._to_its_end(body()), max_crashes=self._max_crashes()))
+
+    def _is_eager(self) -> bool:
+        return bool(self.request.is_eager) and current_attempt() is None
 
     def _to_its_end(self, value: Any) -> Any:
         """Run an async function on the event loop of this process."""
@@ -246,7 +250,7 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
         warn_of_near_misses(cls, STEP_OPTIONS)
         options, name = for_celery(given(cls)), cls.name or f"{cls.__module__}.{cls.__qualname__}"
         cls.durable_spec, cls.durable_options = cls._checked(name, cls.run, options), options
-        warn_if_never_retried(name, options)
+        warn_if_never_retried(name, options, bound=not isinstance(vars(cls).get("run"), staticmethod))
         for option, value in options.items():
             setattr(cls, option, value)
 
@@ -260,12 +264,19 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]: ...
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Result[R]:
-        """Send the step to a queue; outside a workflow it is a plain Celery task then, which warns once if it has
-        options that Celery doesn't know.
+        """Send the step to a queue, where it is a plain Celery task; one with options that Celery doesn't know warns
+        once. A workflow function sends it once, however many attempts there are.
         """
         if self._is_plain_start(options.get("task_id")):
             self._warn_of_unheeded_options()
-        return cast("Result[R]", super().apply_async(args, kwargs, *more, **options))
+        send = super().apply_async
+        attempt = caller_of(self.name)
+        if attempt is None:
+            return cast("Result[R]", send(args, kwargs, *more, **options))
+        task_id = sent_once(
+            attempt, self.name, lambda id: send(args, kwargs, *more, **{"task_id": id, **options}), args, kwargs
+        )
+        return cast("Result[R]", self.AsyncResult(task_id))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the step: checkpointed in a workflow, else as the plain function that it is.
@@ -362,11 +373,14 @@ class InlineStep(Generic[P, R, C]):
         return f"<step {self.name}>"
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Send the task to its queue; only for a Celery task."""
+        """Send the task to its queue; only for a Celery task. A workflow sends it once, in all its attempts."""
         if not isinstance(self._target, Task):
             raise ConfigurationError(f"The step {self.name} is a plain function, which has no queue: call it.")
-        with registration.meant():
-            return self._target.apply_async(args, kwargs)
+        attempt, task = caller_of(self.name), self._target
+        if attempt is None:
+            return task.apply_async(args, kwargs)
+        task_id = sent_once(attempt, self.name, lambda id: task.apply_async(args, kwargs, task_id=id), args, kwargs)
+        return task.AsyncResult(task_id)
 
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """Return a signature, for ``gather``; that of a Celery task is one for Celery's canvas, too."""
@@ -375,6 +389,11 @@ class InlineStep(Generic[P, R, C]):
         signature = self._target.s(*args, **kwargs)
         signature.durable_step = self.durable_step
         return signature
+
+    def si(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a signature that takes nothing over from the task before it in a chain."""
+        signature = self.s(*args, **kwargs)
+        return signature.set(immutable=True) if isinstance(self._target, Task) else signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +445,11 @@ class Callables:
     def _call_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it as part of another step, where its own limit holds as well, or outside a workflow."""
         outer, spec = current_step(), self.spec
-        if outer is None or spec.soft_time_limit is None or spec.is_async:
+        if outer is None:
+            with plain_step(spec.name):
+                value = self.run(*args, **kwargs)
+            return _in_plain_step(spec.name, value) if inspect.iscoroutine(value) else value
+        if spec.soft_time_limit is None or spec.is_async:
             return self.run(*args, **kwargs)
         with soft_limit(spec.soft_time_limit, f"The step {spec.name!r}") as limit, outer.until(limit.deadline):
             return self.run(*args, **kwargs)
@@ -459,6 +482,23 @@ if TYPE_CHECKING:
         def __call__(self, fun: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> Step[P, R, Awaited[R]]: ...
         @overload
         def __call__(self, fun: Callable[Concatenate[Any, P], R], /) -> Step[P, R]: ...
+
+
+async def _in_plain_step(name: str, coroutine: Coroutine[Any, Any, T]) -> T:
+    with plain_step(name):
+        return await coroutine
+
+
+def sent_once(attempt: Attempt, name: str, send: Callable[[str], Any], args: Any, kwargs: Any) -> str:
+    """Send a task from a workflow function, and return its id: a step whose own key is the id of the message."""
+
+    def body(*args: Any, **kwargs: Any) -> str:
+        step = current_step()
+        assert step is not None
+        return str(send(step.idempotency_key).id)
+
+    sending = StepSpec(f"{name}.delay")
+    return str(call_step(attempt, sending, body, tuple(args or ()), dict(kwargs or {})))
 
 
 async def off_the_loop(blocking: Callable[[], T]) -> T:
@@ -528,7 +568,7 @@ def _callables_of(target: Any, name: str | None, options: dict[str, Any]) -> Cal
 
 def _callables_of_task(task: Any, name: str, options: dict[str, Any]) -> Callables:
     if not getattr(task, "autoretry_for", ()) and not getattr(task, "retry_if", None):
-        warn_if_never_retried(name, options)
+        warn_if_never_retried(name, options, bound=inspect.ismethod(task.run))
     if isinstance(task, Step):
         return replace(task.durable_step, spec=step_spec(name, {**task.durable_options, **options}, task.run))
     check_function(task.run, "step")

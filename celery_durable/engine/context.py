@@ -114,6 +114,23 @@ class RunningStep:
         return None if error is self.outside else error
 
 
+class PlainStep:
+    """A step that was called as the plain function that it is: no limit, no other try."""
+
+    attempt = 1
+    deadline = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def remaining(self) -> None:
+        """Return None: there is no limit."""
+
+    def retry(self, exc: Exception | None = None, countdown: float | timedelta | None = None) -> NoReturn:
+        """Raise ``exc``, or the error being handled: as Celery's ``self.retry`` in a task that is called directly."""
+        raise exc or sys.exc_info()[1] or MaxRetriesExceededError(f"The step {self.name!r} asked for another try.")
+
+
 @dataclass(slots=True)
 class Branch:
     """A sequence of calls that is the same on every replay: the function itself, or one of its asyncio tasks."""
@@ -304,6 +321,7 @@ class Attempt:
 _attempt: ContextVar[Attempt | None] = ContextVar("celery_durable_attempt", default=None)
 _branch: ContextVar[Branch | None] = ContextVar("celery_durable_branch", default=None)
 _step: ContextVar[RunningStep | None] = ContextVar("celery_durable_step", default=None)
+_plain_step: ContextVar[PlainStep | None] = ContextVar("celery_durable_plain_step", default=None)
 
 
 class _Here:
@@ -331,6 +349,21 @@ def current_attempt() -> Attempt | None:
 def current_step() -> RunningStep | None:
     """Return the step that the calling code belongs to."""
     return _step.get()
+
+
+def current_plain_step() -> PlainStep | None:
+    """Return the step that the calling code belongs to, if it is a plain call."""
+    return _plain_step.get()
+
+
+@contextmanager
+def plain_step(name: str) -> Iterator[None]:
+    """Make a plain call of this step the current one."""
+    token = _plain_step.set(PlainStep(name))
+    try:
+        yield
+    finally:
+        _plain_step.reset(token)
 
 
 def current_branch() -> Branch | None:

@@ -231,10 +231,8 @@ class _GreenLimit(Limit):
 
         self._loop = gevent.get_hub().loop
         self._greenlet = gevent.getcurrent()
-        self._timer = None
-        if self.seconds is not None:
-            self._timer = self._loop.timer(self.seconds, ref=False)
-            self._timer.start(self._ring)
+        self._timer: Any = None
+        self._set_timer()
 
     def _end(self) -> None:
         if self._timer is not None:
@@ -244,9 +242,22 @@ class _GreenLimit(Limit):
     def interrupt(self, error: ControlFlow) -> None:
         if self._is_open and self._requested is None:
             self._requested = error
-            self._loop.run_callback(self._ring)
+            self._loop.run_callback(self._throw)
+
+    def _set_timer(self) -> None:
+        if self.deadline is not None:
+            self._timer = self._loop.timer(max(self.deadline - time.monotonic(), 0.0), ref=False)
+            self._timer.start(self._ring)
 
     def _ring(self) -> None:
+        if self.is_over:
+            self._throw()
+        else:
+            # The loop reads the clock once a turn, and may be early.
+            self._end()
+            self._set_timer()
+
+    def _throw(self) -> None:
         error = self._next_error()
         if error is not None:
             self._greenlet.throw(error)

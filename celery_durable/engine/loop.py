@@ -18,7 +18,7 @@ from .context import LONGEST_BLIND, Attempt, logger, running_step
 from .limits import hard_limit
 from .process import GRACE, cancel, in_thread, process
 from .process import run as run
-from .retry import Ended, TryAgain
+from .retry import Ended, asked_in
 from .step import Answer, Body, Call, StepSpec
 from .waiting import StepCall, must_find_out
 
@@ -147,10 +147,6 @@ class Flights:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=GRACE)
-        if self._attempt.unwinding is not None:
-            for task in self.tasks:
-                if task.done() and not task.cancelled():
-                    task.exception()  # looked at: asyncio has nothing to complain about
 
     async def save(self, record: StepRecord) -> bool:
         """Record an outcome; those that are ready together go in one statement."""
@@ -355,9 +351,7 @@ class _AsyncBody:
             return Ended(task.result())
         if isinstance(error, ControlFlow):
             raise self._step.attempt.unwind(error)
-        if isinstance(error, Exception | TryAgain):
-            return Ended(error=error)
-        raise error
+        return Ended(error=error) if isinstance(error, Exception) else self._step.ended_by(error)
 
 
 ON_LOOP = OnLoop()

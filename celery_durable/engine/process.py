@@ -19,7 +19,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from ..exceptions import DurableError, SoftTimeLimitExceeded
+from ..exceptions import ControlFlow, DurableError, SoftTimeLimitExceeded
 from ..native import under_eventlet, under_gevent
 from .context import Branch, current_attempt, current_branch, current_step, enter_branch
 
@@ -231,7 +231,14 @@ def _in_new_branch(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: An
     name = getattr(coroutine, "__name__", type(coroutine).__name__)
     task: asyncio.Task[Any] = context.copy().run(_make_in, branch.fork(name), partial(make, **kwargs))
     attempt.flights.tasks.add(task)
+    task.add_done_callback(_retrieve_control_flow)
     return task
+
+
+def _retrieve_control_flow(task: asyncio.Task[Any]) -> None:
+    """Let asyncio not complain of an unwinding that only the function itself was to hear of."""
+    if not task.cancelled() and isinstance(task._exception, ControlFlow):
+        task.exception()
 
 
 def _make_in(branch: Branch, make: Callable[[], asyncio.Task[Any]]) -> asyncio.Task[Any]:

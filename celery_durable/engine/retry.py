@@ -39,6 +39,14 @@ class GivenUp(TryAgain):
         super().__init__(error, None)
 
 
+def asked_in(error: BaseException) -> TryAgain | None:
+    """Return the request for another try that this is, or that a group of the errors of asyncio tasks holds."""
+    if isinstance(error, TryAgain):
+        return error
+    found = map(asked_in, getattr(error, "exceptions", ()))
+    return next((again for again in found if again is not None), None)
+
+
 def check_reason(error: Any) -> Exception:
     """Return the error for which a body asks for another try; raise TypeError for anything else."""
     if not isinstance(error, Exception):

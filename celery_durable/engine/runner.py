@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import states
-from ..exceptions import Cancelled, ControlFlow, HandedOver, PayloadTooLarge, SerializationError, Suspended
+from ..exceptions import Cancelled, ControlFlow, HandedOver, PayloadTooLarge, SerializationError, Suspended, ends_process
 from ..store.rows import StoredMessage
 from .context import WHILE_ALIVE, Attempt, Engine, running
 from .outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Superseded, Waiting
@@ -31,9 +31,11 @@ def call_body(attempt: Attempt, body: Callable[[], Any], translate: Callable[[Ex
         return translate(error) or failed(attempt.engine, error)
     except BaseException as error:
         # A group of the errors of asyncio tasks may hold what unwinds the function; an exit of the process never does.
-        if attempt.unwinding is None or isinstance(error, SystemExit | KeyboardInterrupt):
+        if ends_process(error):
             raise
-        return _unwound(attempt.unwinding)
+        if attempt.unwinding is not None:
+            return _unwound(attempt.unwinding)
+        return failed(attempt.engine, attempt.engine.codec.rebuilt(error))
     if attempt.unwinding is not None:
         # The function has swallowed what unwinds it; its return value means nothing.
         return _unwound(attempt.unwinding)

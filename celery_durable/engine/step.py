@@ -20,9 +20,9 @@ from ..exceptions import (
     PayloadTooLarge,
     SerializationError,
     SoftTimeLimitExceeded,
-    StepError,
     StepLost,
     StepTimeout,
+    ends_process,
 )
 from ..serialization import Codec, Payload, fingerprint
 from ..shapes import Shape
@@ -32,7 +32,7 @@ from ..text import call_repr
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
 from .limits import Limit, hard_limit, is_foreign_limit, soft_limit
 from .observer import StepReport
-from .retry import Ended, RetryPolicy, TryAgain, call_with_retries
+from .retry import Ended, RetryPolicy, TryAgain, asked_in, call_with_retries
 from .waiting import IN_THREAD, Waiting, complete
 from .watch import watching
 
@@ -105,6 +105,8 @@ class Call:
         self.kwargs = kwargs
         self.saved = saved = attempt.history.get(self.key)
         self.fingerprint = fingerprint(args, kwargs)
+        #: The arguments as text; made before the body, which may change them.
+        self.args_text = ""
         self.check_arguments()
         self.codec: Codec = attempt.engine.codec.using(spec.serializer, spec.compression)
         self.seq = saved.seq if saved else attempt.next_seq()
@@ -176,7 +178,7 @@ class Call:
 
     async def run(self, body: Body, waiting: Waiting) -> Answer:
         """Run the step to its outcome."""
-        self.waiting = waiting
+        self.waiting, self.args_text = waiting, call_repr(self.args, self.kwargs)
         if self.is_lost:
             return await self.settle(Ended(error=self.loss()))
         if self.due_in:
@@ -268,9 +270,20 @@ class Call:
         except Exception as error:  # noqa: BLE001 - whatever it raises is how the try ended
             interrupted = isinstance(error, SoftTimeLimitExceeded)
             return Ended(error=error)
+        except BaseException as error:
+            return self.ended_by(error)
         finally:
             if interrupted or limit.has_interrupted:
                 self.attempt.engine.observers.tell("step_interrupted", self.attempt.id, self.key)
+
+    def ended_by(self, error: BaseException) -> Ended:
+        """Return how a try ended by what is no Exception; what ends the process is raised."""
+        again = asked_in(error)
+        if again is not None:
+            return Ended(error=again)
+        if ends_process(error):
+            raise error
+        return Ended(error=self.codec.rebuilt(error))
 
     def call_here(self, body: Body) -> Ended:
         """Call a body in this thread, in a transaction if it is to be atomic."""
@@ -285,6 +298,8 @@ class Call:
         """
         last: Exception | None = None
         for _ in range(MOST_CONFLICTS):
+            if last is not None and self.attempt.is_stale:
+                self.attempt.look()
             try:
                 return self.call_in_transaction(body)
             except Conflict as conflict:
@@ -297,6 +312,8 @@ class Call:
                     return Ended(checkpoint=standing.settled)
                 self.attempt.judge(standing)
                 last = error
+            except Exception as error:  # noqa: BLE001 - whatever keeps it from being committed is how the try ended
+                return Ended(error=error)
         return Ended(error=last)
 
     def call_in_transaction(self, body: Body) -> Ended:
@@ -304,16 +321,15 @@ class Call:
         attempt = self.attempt
         with attempt.engine.store.checkpoints.transaction(attempt.engine.lease) as transaction:
             self.step.connection = transaction.connection
-            ended = self.call_body(body)
+            try:
+                ended = self.call_body(body)
+            finally:
+                self.step.connection = None
             outcome = self.outcome_of(ended)
             if not outcome.ok:
                 transaction.abandon(ended.error)
                 return ended
-            try:
-                standing = transaction.save(attempt.fence, self.record_of(outcome.checkpoint))
-            except StepError as error:
-                transaction.abandon()
-                return Ended(error=error)
+            standing = transaction.save(attempt.fence, self.record_of(outcome.checkpoint))
             if standing is None or standing.settled is not None:
                 transaction.abandon()
         return Ended(checkpoint=self.heed(standing).settled or outcome.checkpoint)
@@ -430,7 +446,7 @@ class Call:
             key=self.key,
             seq=self.seq,
             tries=checkpoint.tries,
-            args=call_repr(self.args, self.kwargs),
+            args=self.args_text,
             fingerprint=self.fingerprint,
             errors=self.errors,
             ok=checkpoint.ok,

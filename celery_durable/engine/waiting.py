@@ -42,6 +42,9 @@ class StepCall(Protocol):
     def call_here(self, body: Callable[..., Any]) -> Ended:
         """Call a body in the calling thread."""
 
+    def ended_by(self, error: BaseException) -> Ended:
+        """Return how a try ended by what is no Exception."""
+
 
 class Waiting(Protocol):
     """What a step needs of the place that it runs in."""

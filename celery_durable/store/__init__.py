@@ -5,7 +5,7 @@ from __future__ import annotations
 from .checkpoints import Checkpoints, StepRecord
 from .migrate import checker
 from .nodes import NodeFacts, Nodes
-from .pool import Conflict, Connections, Database, pooled, single, where
+from .pool import Conflict, Connections, Database, lent, pooled, single, where
 from .workflows import Birth, Workflows
 
 __all__ = ["Birth", "Conflict", "NodeFacts", "StepRecord", "Store", "check_url"]
@@ -14,8 +14,16 @@ __all__ = ["Birth", "Conflict", "NodeFacts", "StepRecord", "Store", "check_url"]
 class Store:
     """All tables of one schema, through one source of connections."""
 
-    def __init__(self, connections: Connections, url: str, schema: str, *, auto_migrate: bool) -> None:
-        database = Database(connections, where(url), checker(schema, auto_migrate=auto_migrate))
+    def __init__(
+        self,
+        connections: Connections,
+        url: str,
+        schema: str,
+        *,
+        auto_migrate: bool,
+        lent: Connections | None = None,
+    ) -> None:
+        database = Database(connections, where(url), checker(schema, auto_migrate=auto_migrate), lent)
         self._database = database
         self.workflows = Workflows(database, schema)
         self.checkpoints = Checkpoints(database, schema)
@@ -23,9 +31,10 @@ class Store:
 
     @classmethod
     def shared(cls, url: str, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:
-        """Return the store for tasks and callers: a lazy pool in each process."""
+        """Return the store for tasks and callers: a lazy pool in each process, and another one for their own use."""
         where(url)
-        return cls(pooled(url, lease=lease, pgbouncer=pgbouncer), url, schema, auto_migrate=auto_migrate)
+        connections, apart = (make(url, lease=lease, pgbouncer=pgbouncer) for make in (pooled, lent))
+        return cls(connections, url, schema, auto_migrate=auto_migrate, lent=apart)
 
     @classmethod
     def of_one_thread(cls, url: str, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:

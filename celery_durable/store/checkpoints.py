@@ -92,8 +92,8 @@ class Checkpoints:
     def transaction(self, idle_timeout: float) -> Iterator[StepTransaction]:
         """Begin a transaction that a step's own statements and its checkpoint share, and commit it at the end.
 
-        Raises Conflict if another transaction is in the way, and DatabaseUnavailable if it isn't known whether it
-        was committed.
+        Raises Conflict if another transaction is in the way, DatabaseUnavailable if it isn't known whether it was
+        committed, StepError if the step has left it in a state in which it can't be, and errors of Postgres.
         """
         with self._database.transaction() as transaction:
             yield StepTransaction(transaction, self._sql, idle_timeout)
@@ -126,7 +126,7 @@ class StepTransaction:
         return _standing(self._transaction.run(self._sql["save_slow"], _params(fence, record)), record)
 
     def abandon(self, error: BaseException | None = None) -> None:
-        """Roll back when the block ends; raise Conflict if that is what the body's error was."""
+        """Roll back when the block ends; raise the body's error if it is the database's own."""
         self._transaction.abandon(error)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import psycopg
 from psycopg import conninfo, errors
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from ..exceptions import ConfigurationError, DatabaseUnavailable, StepError
 from .queries import Query
@@ -33,6 +33,8 @@ _PORTS = re.compile(r"[\d,]*")
 #: Seconds; a caller of delay() may wait for two of them.
 _LONGEST_CONNECT = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+#: Uses of a statement after which psycopg prepares it.
+_PREPARED_AFTER = 5
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Row = tuple[Any, ...]
@@ -53,11 +55,18 @@ class Database:
 
     ``check`` is called on the first connection of a process. ``patience`` is how many seconds a statement goes on
     trying while the database can't be reached; every statement here may be repeated after its answer was lost.
-    Raises DatabaseUnavailable when patience ends.
+    Raises DatabaseUnavailable when patience ends. ``lent`` is where transactions have their connections from.
     """
 
-    def __init__(self, connections: Connections, where: str, check: Callable[[Connection], None]) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        where: str,
+        check: Callable[[Connection], None],
+        lent: Connections | None = None,
+    ) -> None:
         self._connections = connections
+        self._lent = lent or connections
         self._where = where
         self._check = check
         self._checked = False
@@ -91,19 +100,22 @@ class Database:
     def transaction(self) -> Iterator[Transaction]:
         """Lend a connection in a transaction, and commit at the end; any error rolls back.
 
-        Nothing is tried again here. Raises Conflict for a serialization failure or a deadlock, and
-        DatabaseUnavailable where it isn't known whether the commit has happened.
+        Nothing is tried again here. Raises Conflict for a serialization failure or a deadlock, DatabaseUnavailable
+        where it isn't known whether the commit has happened, and what Postgres has against it (a constraint that is
+        checked at the end).
         """
         try:
-            with self._connections.lease() as connection:
+            with self._lent.lease() as connection:
                 self._check_once(connection)
                 transaction = Transaction(connection)
                 try:
                     yield transaction
-                except BaseException:
+                    transaction.end()
+                except BaseException as error:
                     transaction.roll_back()
+                    if isinstance(error, psycopg.Error) and transaction.is_lost:
+                        raise psycopg.OperationalError(_brief(error)) from error
                     raise
-                transaction.end()
         except CONFLICTS as error:
             raise Conflict(_brief(error)) from error
         except TRANSIENT as error:
@@ -112,6 +124,7 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._connections.close()
+        self._lent.close()
 
     def _check_once(self, connection: Connection) -> None:
         if not self._checked:
@@ -134,21 +147,24 @@ class Transaction:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        #: The connection broke, not by its user.
+        self.is_lost = False
         self._abandoned = False
+        # Made now, it knows nothing of the row factories and adapters that the user may set.
+        self._cursor = connection.cursor()
         self._block = connection.transaction()
         self._transaction = self._block.__enter__()
 
     def run(self, query: Query, params: Mapping[str, Any]) -> list[Row]:
-        """Execute and return all rows."""
-        if self.connection.info.transaction_status is TransactionStatus.INERROR:
-            raise StepError("A statement of the transaction had failed before, and the error was swallowed.")
+        """Execute and return all rows; raise StepError if the user has left the transaction in no state for that."""
+        self._check()
         with deferred_signals():
-            return self.connection.execute(query.text, params).fetchall()
+            return self._cursor.execute(query.text, params).fetchall()
 
     def abandon(self, error: BaseException | None = None) -> None:
-        """Roll back at the end; raise Conflict if ``error`` is one."""
-        if isinstance(error, CONFLICTS):
-            raise Conflict(_brief(error)) from error
+        """Roll back at the end; raise ``error`` if it is the database's own, not its user's."""
+        if isinstance(error, psycopg.Error) and (isinstance(error, CONFLICTS) or self.connection.broken):
+            raise error
         self._abandoned = True
 
     def end(self) -> None:
@@ -156,19 +172,51 @@ class Transaction:
         if self._abandoned:
             self.roll_back()
             return
-        with deferred_signals():
-            self._block.__exit__(None, None, None)
+        try:
+            with deferred_signals():
+                self._block.__exit__(None, None, None)
+        except psycopg.ProgrammingError as error:
+            raise StepError(f"The step has left a block `with connection.transaction():` open ({error}).") from error
 
     def roll_back(self) -> None:
         """Undo. What was interrupted in the middle of a statement can't be undone by another one, but by leaving."""
-        status = self.connection.info.transaction_status
-        if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-            self._transaction.force_rollback = True
-            self._block.__exit__(None, None, None)
-            return
-        if status is TransactionStatus.ACTIVE:
-            self.connection.cancel()
+        self.is_lost = self.connection.broken
+        try:
+            status = self.connection.info.transaction_status
+            if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                self._transaction.force_rollback = True
+                self._block.__exit__(None, None, None)
+                return
+            if status is TransactionStatus.ACTIVE:
+                self.connection.cancel()
+        except psycopg.Error as error:
+            # Postgres rolls back when it sees that the connection is closed.
+            logger.debug("A transaction is left without a ROLLBACK: %s", _brief(error))
         self.connection.close()
+
+    def _check(self) -> None:
+        if self.connection.broken:
+            raise psycopg.OperationalError("the connection is lost")
+        if self.connection.closed:
+            raise StepError("The step has closed its connection.")
+        if self.connection.info.pipeline_status is not PipelineStatus.OFF:
+            raise StepError("The step has left a block `with connection.pipeline():` open.")
+        wrong = _NOT_WELL.get(self.connection.info.transaction_status)
+        if wrong is not None:
+            raise StepError(wrong)
+
+
+#: What a step can do to its transaction so that it can't be committed.
+_NOT_WELL = {
+    TransactionStatus.IDLE: (
+        "The step has ended its transaction itself: leave out COMMIT and ROLLBACK, and raise an error to roll back."
+    ),
+    TransactionStatus.ACTIVE: "The step has left a COPY or a stream of rows unfinished.",
+    TransactionStatus.INERROR: (
+        "A statement of the step has failed, and the error was swallowed: wrap what may fail in "
+        "`with durable.current.connection.transaction():`."
+    ),
+}
 
 
 class PerProcess:
@@ -221,6 +269,43 @@ class PerProcess:
         self._places = threading.BoundedSemaphore(self._max_size)
 
 
+class Lent(PerProcess):
+    """Connections for code that isn't ours: nothing of what it has set, locked or made is there for the next one.
+
+    They are apart from those of our own statements, so that code that waits for one of those always gets it.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], max_size: int, *, discard: bool) -> None:
+        super().__init__(connect, max_size)
+        self._discard = discard
+
+    def _take(self) -> Connection:
+        connection = super()._take()
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        try:
+            connection = self._tidied(connection)
+        except psycopg.Error as error:
+            # The transaction has ended before; only this connection is of no use any more.
+            logger.debug("A connection isn't used again: %s", _brief(error))
+            connection.close()
+        super()._give_back(connection)
+
+    def _tidied(self, connection: Connection) -> Connection:
+        """Return the same session as for a new user; whoever has kept the old object can't use it any more."""
+        if connection.info.transaction_status is not TransactionStatus.IDLE:
+            return connection
+        if self._discard:
+            with deferred_signals():
+                connection.execute("DISCARD ALL")
+        tidied = psycopg.Connection[Row](connection.pgconn)
+        tidied.autocommit, tidied.prepare_threshold = True, _PREPARED_AFTER if self._discard else None
+        del connection.pgconn
+        return tidied
+
+
 class Single:
     """One connection, for one thread that is alone with it."""
 
@@ -250,6 +335,14 @@ class Single:
 def pooled(url: str, *, lease: float, pgbouncer: bool, max_size: int = 32) -> PerProcess:
     """Return the connections of tasks and callers; at most ``max_size`` a process."""
     return PerProcess(_connector(url, lease=lease, pgbouncer=pgbouncer), max_size)
+
+
+def lent(url: str, *, lease: float, pgbouncer: bool, max_size: int = 32) -> Lent:
+    """Return the connections of steps' own statements; at most ``max_size`` a process.
+
+    Behind pgbouncer a session isn't ours to tidy up: what a step sets there it must set with SET LOCAL.
+    """
+    return Lent(_connector(url, lease=lease, pgbouncer=pgbouncer), max_size, discard=not pgbouncer)
 
 
 def single(url: str, *, lease: float, pgbouncer: bool) -> Single:
@@ -319,7 +412,7 @@ def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any
     }
     theirs = conninfo.conninfo_to_dict(url)
     kwargs = {name: value for name, value in ours.items() if name not in theirs}
-    return {**kwargs, "autocommit": True, "prepare_threshold": None if pgbouncer else 5}
+    return {**kwargs, "autocommit": True, "prepare_threshold": None if pgbouncer else _PREPARED_AFTER}
 
 
 def _in_one_round_trip(connection: Connection, text: str, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:

@@ -14,8 +14,11 @@ DUE = "UPDATE celery_durable.checkpoint SET wake_at = clock_timestamp()"
 LATE = "UPDATE celery_durable.workflow SET deadline = clock_timestamp() - interval '1 s'"
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it is run."""
+class Killed(SystemExit):
+    """Stands for SIGKILL: nothing after it is run. Raised as Celery's pool ends a process."""
+
+    def __init__(self) -> None:
+        super().__init__(9 - 256)
 
 
 def order(shop: Inprocess, function: Any, *args: Any, **options: Any) -> Any:

@@ -204,17 +204,13 @@ def test_what_may_not(shop: Inprocess) -> None:
     def add(one: int) -> int:
         return one
 
-    @shop.step(name="fetch")
-    async def fetch(one: int) -> int:
-        return one
-
     @shop.app.task(name="plain", shared=False)
     def plain() -> None: ...
 
     @shop.workflow(name="child")
     def child() -> None: ...
 
-    handle = child.delay()
+    handle, coroutine = child.delay(), asyncio.sleep(0)
     as_a_function = "a sequence becomes a step as a function"
     for thing, advice in [
         (5, as_a_function),
@@ -228,10 +224,11 @@ def test_what_may_not(shop: Inprocess) -> None:
         (handle, "a workflow that was started runs by itself"),
         ([add.s(1)], r"write gather\(\*signatures\)"),
         ((add.s(1) for _ in "a"), r"write gather\(\*signatures\)"),
-        (fetch(1), r"write fetch\.s\(1\) for fetch\(1\)"),
+        (coroutine, r"write fetch\.s\(1\) for fetch\(1\)"),
     ]:
         with pytest.raises(TypeError, match=advice):
             durable.gather(add.s(1), thing)
+    coroutine.close()
 
 
 # Where
@@ -401,7 +398,7 @@ def test_what_has_finished_is_kept_when_the_worker_dies(shop: Inprocess, calls: 
     assert (calls.count(0), calls.count(1)) == (1, 2)
 
 
-@pytest.mark.parametrize("exit_", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("exit_", [KeyboardInterrupt, Killed])
 def test_an_exit_in_a_step_ends_the_gather(shop: Inprocess, calls: list[Any], exit_: type[BaseException]) -> None:
     """As in a step that runs alone: it is no outcome, what runs is kept, and nothing else starts."""
     release_other = threading.Event()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone
@@ -86,9 +87,7 @@ def bound(request: pytest.FixtureRequest, shop: Inprocess) -> Maker:
     """Makes a bound step of a function: a task that is based on Step, or one that isn't touched, under as_step."""
 
     def step(function: Any, **options: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of max_retries alone: the body itself asks for retries
-            return shop.step(function, **{"name": "bound", "bind": True, **options})
+        return shop.step(function, **{"name": "bound", "bind": True, **options})
 
     def task(function: Any, **options: Any) -> Any:
         return durable.as_step(shop.app.task(function, **{"name": "bound", "bind": True, "shared": False, **options}))
@@ -213,7 +212,6 @@ def test_self_retry_has_its_own_maximum(
     assert not hasattr(task, "override_max_retries"), "the next call of the task has its own"
 
 
-@pytest.mark.filterwarnings("ignore:The step bound has retry options:UserWarning")
 def test_max_retries_of_as_step_count_for_self_retry(shop: Inprocess, calls: list[Any]) -> None:
     """They stand in the place of the task's own."""
 
@@ -797,6 +795,26 @@ def test_an_error_that_is_false_is_an_error(shop: Inprocess, calls: list[Any]) -
 
     assert isinstance(outcome(shop, durable.as_step(body, name="flaky", max_retries=1)), Empty)
     assert [error.message for error in only_step(shop).errors] == ["nothing", "nothing"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup is new in Python 3.11")
+@pytest.mark.parametrize("on_loop", [True, False], ids=["async", "sync"])
+def test_a_task_of_a_group_asks_for_another_try(shop: Inprocess, calls: list[Any], on_loop: bool) -> None:
+    """What it raises comes out of the group among others' errors, and is understood all the same."""
+
+    async def inner() -> None:
+        durable.current.step.retry(ValueError("busy"), countdown=0)
+
+    async def body() -> str:
+        calls.append(1)
+        if len(calls) < 3:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(inner())
+        return "done"
+
+    step = durable.as_step(body if on_loop else lambda: asyncio.run(body()), name="grouped")
+    assert outcome(shop, step) == "done"
+    assert [error.message for error in only_step(shop).errors] == ["busy", "busy"]
 
 
 def test_a_long_countdown_gives_the_worker_back(shop: Inprocess, calls: list[Any]) -> None:

@@ -30,6 +30,7 @@ from celery_durable.exceptions import (
     NotInWorkflow,
     OwnershipLost,
     SerializationError,
+    StepError,
     StepLost,
     StepTimeout,
     Suspended,
@@ -311,11 +312,8 @@ def test_a_durable_call_in_a_thread_is_an_error(shop: Inprocess) -> None:
 def test_the_loop_does_not_wait_for_itself() -> None:
     """Nothing would ever happen again in this process."""
 
-    async def fetch() -> int:
-        return 1
-
     async def body() -> Any:
-        return durable.gather(named("fetch", fetch).s())
+        return run(alive())
 
     with pytest.raises(RuntimeError, match="without await"):
         run(body())
@@ -846,7 +844,7 @@ def test_a_function_that_swallows_its_unwinding(shop: Inprocess, sql: Sql) -> No
 @pytest.mark.parametrize("exit_", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
 @pytest.mark.parametrize("place", ["body", "thread", "function", "task"])
 def test_exits_do_not_end_the_loop(shop: Inprocess, exit_: type[BaseException], place: str) -> None:
-    """They reach the function, and end it; other workflows of the process go on."""
+    """Other workflows of the process go on; in a step, all but KeyboardInterrupt is how the step has ended."""
 
     async def leave() -> None:
         await asyncio.sleep(0)
@@ -870,6 +868,9 @@ def test_exits_do_not_end_the_loop(shop: Inprocess, exit_: type[BaseException], 
     if exit_ is asyncio.CancelledError:
         assert isinstance(error, DurableError)
         assert "CancelledError" in str(error)
+    elif exit_ is SystemExit and place in ("body", "thread"):
+        assert isinstance(error, StepError)
+        assert error.type_name == "builtins.SystemExit"
     else:
         assert type(error) is exit_
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import sys
@@ -23,6 +24,7 @@ from celery_durable.exceptions import (
     OwnershipLost,
     PayloadTooLarge,
     SerializationError,
+    StepError,
     StepLost,
     StepTimeout,
     Suspended,
@@ -290,8 +292,11 @@ def test_a_long_delay_gives_the_worker_back(shop: Inprocess) -> None:
 def test_a_step_that_kills_its_worker_spends_its_tries(shop: Inprocess, calls: list[Any]) -> None:
     """Then it is lost, an error that the workflow can catch; the first crash takes no try."""
 
-    class Killed(BaseException):
-        """Stands for SIGKILL: nothing after it is run."""
+    class Killed(SystemExit):
+        """Stands for SIGKILL: nothing after it is run. Raised as Celery's pool ends a process."""
+
+        def __init__(self) -> None:
+            super().__init__(9 - 256)
 
     def die() -> None:
         calls.append(durable.current.step.attempt)
@@ -590,3 +595,69 @@ def test_a_step_of_a_taken_over_run_is_fenced(shop: Inprocess) -> None:
     with running(zombie), pytest.raises(OwnershipLost):
         durable.as_step(lambda: crash_and_claim(shop), name="work")()
     assert steps(shop) == []
+
+
+class Odd(BaseException):
+    """No Exception, as gevent's Timeout isn't."""
+
+
+@pytest.mark.parametrize("error", [Odd("odd"), GeneratorExit(), SystemExit(1), asyncio.CancelledError()], ids=repr)
+def test_what_is_no_exception_is_the_steps_outcome_too(shop: Inprocess, calls: list[Any], error: BaseException) -> None:
+    """It is kept as a readable error, and the workflow may catch it; nothing waits for a crash that wasn't one."""
+
+    def fail() -> None:
+        calls.append(1)
+        raise error
+
+    order(shop, durable.as_step(fail, name="fail"))
+    shop.run("w1")
+    told = status(shop)
+    assert (told.state, calls) == ("FAILURE", [1])
+    assert isinstance(told.error, StepError)
+    assert told.error.type_name.rpartition(".")[2] == type(error).__name__
+    assert "in fail" in told.error.traceback_text
+
+
+@pytest.mark.parametrize("error", [Odd("odd"), GeneratorExit(), asyncio.CancelledError()], ids=repr)
+def test_what_is_no_exception_is_the_workflows_failure_too(shop: Inprocess, error: BaseException) -> None:
+    """It has an outcome, whatever its function raises."""
+
+    def fail() -> None:
+        raise error
+
+    order(shop, fail)
+    shop.run("w1")
+    assert (status(shop).state, type(status(shop).error)) == ("FAILURE", StepError)
+
+
+def test_arguments_are_kept_as_they_were_before_the_body(shop: Inprocess) -> None:
+    """A body that changes its argument doesn't change what is said of the call."""
+    step = durable.as_step(lambda names: names.append("b"), name="change")
+    order(shop, lambda: step(["a"]))
+    shop.run("w1")
+    rows = shop.installation.store.checkpoints.of_workflow("w1", patience=0)
+    assert [row.args for row in rows] == ["['a']"]
+
+
+@pytest.mark.parametrize("kind", ["step", "as_step"])
+def test_a_task_is_sent_once_by_all_attempts(shop: Inprocess, kind: str) -> None:
+    """delay() in a workflow is kept with the id of the message, and a replay gives the same handle."""
+
+    def mail(text: str) -> None:
+        """Never run here."""
+
+    task = shop.step(name="mail")(mail) if kind == "step" else shop.app.task(name="mail", shared=False)(mail)
+    sender = task if kind == "step" else durable.as_step(task)
+    ids: list[str] = []
+    order(shop, lambda: [ids.append(sender.delay("hello").id), sender.delay("bye").id][1])
+    attempt = begin(shop)
+    with running(attempt):
+        first = sender.delay("hello").id
+    release(shop, attempt)
+    second = shop.run("w1")
+    assert ids == [first]
+    assert second != first
+    with shop.app.connection_for_read() as connection:
+        queue = connection.SimpleQueue("celery")
+        sent = [queue.get(timeout=5).headers["id"] for _ in range(queue.qsize())]
+    assert [id for id in sent if id != "w1"] == [first, second]

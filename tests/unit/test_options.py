@@ -525,3 +525,23 @@ def test_a_plain_function_as_a_step_has_no_queue() -> None:
     """delay() of it says what to do."""
     with pytest.raises(ConfigurationError, match="has no queue"):
         durable.as_step(fetch).delay()
+
+
+async def is_worth_it(error: BaseException) -> bool:
+    """As one might write it for an async step."""
+    return False
+
+
+def test_a_predicate_cannot_be_async() -> None:
+    """Its coroutine would always be true."""
+    with pytest.raises(ConfigurationError, match="isn't async"):
+        durable.as_step(print, retry_if=is_worth_it)
+
+
+def test_max_retries_of_a_bound_step_is_for_its_own_retry(app: Celery) -> None:
+    """No warning: self.retry goes by it, as in any bound task."""
+
+    @app.task(base=durable.Step, bind=True, max_retries=5, default_retry_delay=1)
+    def post(self: Any) -> None: ...
+
+    assert post.durable_spec.retry.asked_retries == 5

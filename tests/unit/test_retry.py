@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_durable.engine.retry import Ended, RetryPolicy, TryAgain, call_with_retries
+from celery_durable.engine.retry import Ended, GivenUp, RetryPolicy, TryAgain, call_with_retries
 from celery_durable.engine.waiting import complete
 from celery_durable.exceptions import StepTimeout, Suspended
 
@@ -111,6 +111,28 @@ def test_an_error_that_no_option_names_is_raised_at_once() -> None:
 def test_which_errors_are_worth_another_try(options: dict[str, object], error: BaseException, expected: bool) -> None:
     """autoretry_for or retry_if, never dont_autoretry_for, never control flow or Celery's own soft limit."""
     assert policy(**options).applies_to(error) is expected
+
+
+def test_a_body_that_asks_is_called_again() -> None:
+    """Whatever the policy says: it has counted itself, and may say when; else the policy's delay passes."""
+    asked = iter([TryAgain(KeyError("a"), 0.25), TryAgain(None, None), None])
+    waits: list[float] = []
+
+    async def body() -> Ended:
+        return Ended("done", error=next(asked))
+
+    async def failed(ended: Ended, delay: float) -> None: ...
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    ended = complete(call_with_retries(policy(max_retries=0), body, failed_tries=0, failed=failed, wait=wait))
+    assert (ended.error, waits) == (None, [0.25, 2.0])
+
+
+def test_a_body_that_has_given_up_is_not_called_again() -> None:
+    """Not even if the policy would."""
+    assert not policy(max_retries=None).goes_on(Ended(error=GivenUp(ValueError())), 1)
 
 
 def test_control_flow_is_never_caught() -> None:
