@@ -221,9 +221,11 @@ def acall_step(
 ) -> Coroutine[Any, Any, Any]:
     """Return what is awaited for a step's value. Its key is settled now, in the order of the calls."""
     try:
-        return _awaited(Call(attempt, spec, args, kwargs), body)
+        coroutine = _awaited(Call(attempt, spec, args, kwargs), body)
     except BaseException as error:  # noqa: BLE001 - raised where the step is awaited
         return _raising(error)
+    coroutine.__name__ = coroutine.__qualname__ = spec.name  # for "… was never awaited"
+    return coroutine
 
 
 async def _awaited(call: Call, body: Body) -> Any:

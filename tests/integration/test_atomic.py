@@ -22,7 +22,7 @@ import celery_durable as durable
 from celery_durable.engine.context import running
 from celery_durable.exceptions import HandedOver, NotInWorkflow, OwnershipLost, StepTimeout
 from celery_durable.store import Store
-from celery_durable.store.pool import lent, pooled
+from celery_durable.store.pool import Transaction, lent, pooled
 from tests.fixtures.fix_postgres import Sql, _new_database
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.inprocess import Inprocess
@@ -650,30 +650,39 @@ def test_an_outage_before_the_body_is_waited_for(
 
 
 def test_a_worker_that_hangs_before_the_commit_loses_its_transaction(
-    far_shop: Inprocess, proxy: PostgresProxy, sql: Sql, calls: list[Any]
+    database_url: str, broker_url: str, sql: Sql, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a lease; until then it holds its workflow's row, then the workflow can be rescued."""
-    held = proxy.hold(matching=SAVE, when="after")
+    shop = Inprocess(database_url, broker_url, lease=LEASE, heartbeat_interval=0.5)
     step = atomic(lambda: calls.append("ran") or book())
-    order(far_shop, step)
-    attempt = begin(far_shop)
+    order(shop, step)
+    attempt = begin(shop)
+    hangs, goes_on = threading.Event(), threading.Event()
+    end = Transaction.end
+
+    def hang(transaction: Transaction) -> None:
+        hangs.set()
+        goes_on.wait(20)
+        end(transaction)
 
     def run() -> None:
         attempt.thread = threading.get_ident()
         with running(attempt), pytest.raises(OwnershipLost):
             step()
 
-    with ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, monkeypatch.context() as patched:
+        patched.setattr(Transaction, "end", hang)
         running_step = threads.submit(run)
-        held.wait_reached()
+        hangs.wait(20)
         assert not lockable(sql)
         wait_until(lambda: lockable(sql), 5, "the database has ended the transaction")
-        assert crash(far_shop, attempt) == "ENQUEUED"
-        held.release()
+        assert crash(shop, attempt) == "ENQUEUED"
+        goes_on.set()
         running_step.result(20)
     assert booked(sql) == []
-    assert far_shop.run("w1", far_shop.new_node()) == "flight"
+    assert shop.run("w1", shop.new_node()) == "flight"
     assert (booked(sql), calls) == (["flight"], ["ran", "ran"])
+    shop.close()
 
 
 def lockable(sql: Sql) -> bool:
