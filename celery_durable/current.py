@@ -76,7 +76,7 @@ class Current:
         """Whether the workflow was cancelled, has run out of time, or was taken over by another worker.
 
         For loops in long steps, which nothing interrupts; asks the database at most once a second. False outside a
-        workflow, and while the database can't be reached.
+        workflow, in a thread that doesn't have the step's context, and while the database can't be reached.
         """
         attempt = current_attempt()
         return attempt is not None and attempt.is_over()

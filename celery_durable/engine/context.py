@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -19,7 +20,6 @@ from ..config import seconds
 from ..exceptions import (
     Cancelled,
     ControlFlow,
-    DatabaseUnavailable,
     HandedOver,
     MaxRetriesExceededError,
     NondeterminismError,
@@ -38,6 +38,8 @@ logger = logging.getLogger("celery_durable")
 WHILE_ALIVE = float("inf")
 #: Rule 4 of the protocol: a body starts only if the run was seen to be well so recently.
 LONGEST_BLIND = 1.0
+#: Seconds that a body which looks whether it is cancelled waits for an answer.
+LONGEST_ANSWER = 0.25
 
 _KEYS = uuid.UUID("6b5ee3a7-0c1c-4f3e-9d0a-5f0f6c8de1f4")
 
@@ -282,15 +284,29 @@ class Attempt:
         return None if look is None or not look.mine else Standing(look.state, look.draining, look.late)
 
     def is_over(self) -> bool:
-        """Tell whether the workflow was cancelled, ran out of time or was taken over; asks at most once a second."""
+        """Tell whether the workflow was cancelled, ran out of time or was taken over.
+
+        Asks at most once a second, and doesn't wait for a database that hangs: its answer counts when it comes.
+        """
         if self.over is None and boot_time() - self.asked_at >= LONGEST_BLIND:
+            # The next question is due a second after the answer, so a thread that waits for one is the only one.
+            question = threading.Thread(target=self._ask, name="celery_durable question", daemon=True)
+            self.asked_at = math.inf
             try:
-                self.over = self.end_of(self.standing(0))
-            except DatabaseUnavailable as error:
-                logger.warning("Whether the workflow %s is cancelled can't be seen now: %s", self.id, error)
-            finally:
+                question.start()
+            except BaseException:
                 self.asked_at = boot_time()
+                raise
+            question.join(LONGEST_ANSWER)
         return self.over is not None
+
+    def _ask(self) -> None:
+        try:
+            self.over = self.end_of(self.standing(0))
+        except Exception as error:  # noqa: BLE001 - only a question: the step goes on, and is judged at its end
+            logger.warning("Whether the workflow %s is cancelled can't be seen now: %s", self.id, error)
+        finally:
+            self.asked_at = boot_time()
 
     def save(self, records: Sequence[StepRecord]) -> bool:
         """Record outcomes the fast way, in one statement; False: nothing was written."""

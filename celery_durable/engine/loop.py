@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 from ..exceptions import ControlFlow, DurableError, OwnershipLost, Suspended
@@ -18,7 +18,7 @@ from .context import LONGEST_BLIND, Attempt, logger, running_step
 from .limits import hard_limit
 from .process import GRACE, cancel, in_thread, process
 from .process import run as run
-from .retry import Ended, asked_in
+from .retry import Ended
 from .step import Answer, Body, Call, StepSpec
 from .waiting import StepCall, must_find_out
 
@@ -59,9 +59,10 @@ class Flights:
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
+        #: The steps themselves, which run in tasks of their own; and how many of them aren't parked.
+        self._steps: set[asyncio.Task[Answer]] = set()
         self._running = 0
         self._parked: dict[asyncio.Future[None], tuple[float, str]] = {}
-        self._landing: asyncio.Future[None] | None = None
         self._unsaved: list[tuple[StepRecord, asyncio.Future[bool]]] = []
         self._saver: asyncio.Task[None] | None = None
         self._turns = _Turns(attempt) if must_find_out(attempt) else None
@@ -72,6 +73,7 @@ class Flights:
         """Run a step, in a task of its own: while the function unwinds, no TaskGroup stops it with its caller."""
         self._running += 1
         task = asyncio.Task(self._run(call, body), loop=self._loop)
+        self._steps.add(task)
         task.add_done_callback(self._has_landed)
         try:
             await asyncio.wait({task})
@@ -88,6 +90,7 @@ class Flights:
             return await call.run(body, ON_LOOP)
 
     def _has_landed(self, task: asyncio.Task[Answer]) -> None:
+        self._steps.discard(task)
         if not task.cancelled():
             task.exception()  # looked at, also if nobody awaits it any more
         self._leave()
@@ -112,8 +115,6 @@ class Flights:
             self._release()
         if not self._running:
             self._loop.call_later(_QUIET, self._release_if_quiet)
-            if self._landing is not None and not self._landing.done():
-                self._landing.set_result(None)
 
     def _release_if_quiet(self) -> None:
         if self._parked and not self._running and self._attempt.unwinding is None:
@@ -139,14 +140,23 @@ class Flights:
         """Let steps end that run while the function unwinds, then cancel the tasks that it has left behind."""
         if self._is_waited_for:
             self._release()
-            while self._running:
-                self._landing = self._loop.create_future()
-                await self._landing
+            await self._land_steps()
         left = {task for task in self.tasks if not task.done()}
         for task in left:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=GRACE)
+
+    async def _land_steps(self) -> None:
+        try:
+            while self._steps:
+                await asyncio.wait(self._steps)
+        except asyncio.CancelledError:
+            for step in self._steps:
+                step.cancel()
+            while self._steps:
+                await asyncio.wait(self._steps)
+            raise
 
     async def save(self, record: StepRecord) -> bool:
         """Record an outcome; those that are ready together go in one statement."""
@@ -221,11 +231,11 @@ def acall_step(
 ) -> Coroutine[Any, Any, Any]:
     """Return what is awaited for a step's value. Its key is settled now, in the order of the calls."""
     try:
-        coroutine = _awaited(Call(attempt, spec, args, kwargs), body)
+        coroutine: Any = _awaited(Call(attempt, spec, args, kwargs), body)
     except BaseException as error:  # noqa: BLE001 - raised where the step is awaited
         return _raising(error)
-    coroutine.__name__ = coroutine.__qualname__ = spec.name  # for "… was never awaited"
-    return coroutine
+    coroutine.__name__ = coroutine.__qualname__ = spec.name  # asyncio's complaint says what was never awaited
+    return cast("Coroutine[Any, Any, Any]", coroutine)
 
 
 async def _awaited(call: Call, body: Body) -> Any:

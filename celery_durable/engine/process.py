@@ -76,7 +76,10 @@ class _GreenLoop(asyncio.SelectorEventLoop):
         """Run, whatever other loops run in other greenlets."""
         self._selector_that_hides.others = asyncio._get_running_loop()
         asyncio._set_running_loop(None)
-        super().run_forever()
+        try:
+            super().run_forever()
+        finally:
+            asyncio._set_running_loop(self._selector_that_hides.others)
 
 
 class _Hiding:

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import states
-from ..exceptions import Cancelled, ControlFlow, HandedOver, PayloadTooLarge, SerializationError, Suspended, ends_process
+from ..exceptions import (
+    Cancelled,
+    ControlFlow,
+    HandedOver,
+    PayloadTooLarge,
+    SerializationError,
+    Suspended,
+    ends_process,
+)
 from ..store.rows import StoredMessage
 from .context import WHILE_ALIVE, Attempt, Engine, running
 from .outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Superseded, Waiting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -45,6 +46,8 @@ _WELL = Standing(states.RUNNING, draining=False, late=False)
 MOST_ERRORS = 20
 #: How often an atomic step runs again because of other transactions before that is its error.
 MOST_CONFLICTS = 20
+#: Seconds that it lets pass before, at most.
+LONGEST_YIELD = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +273,7 @@ class Call:
         except Exception as error:  # noqa: BLE001 - whatever it raises is how the try ended
             interrupted = isinstance(error, SoftTimeLimitExceeded)
             return Ended(error=error)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - what isn't the body's is raised again
             return self.ended_by(error)
         finally:
             if interrupted or limit.has_interrupted:
@@ -304,7 +307,8 @@ class Call:
                 return self.call_in_transaction(body)
             except Conflict as conflict:
                 logger.info("%s runs again after a conflict: %s", self, conflict)
-                last = conflict
+                last = conflict.error
+                time.sleep(random.uniform(0, LONGEST_YIELD))  # noqa: S311 - lets the other one go first
             except DatabaseUnavailable as error:
                 logger.warning("%s may have been committed or not: %s", self, error)
                 standing = self.heed(self.write_try(None))
@@ -319,7 +323,8 @@ class Call:
     def call_in_transaction(self, body: Body) -> Ended:
         """Call a body in a transaction that ends with its checkpoint."""
         attempt = self.attempt
-        with attempt.engine.store.checkpoints.transaction(attempt.engine.lease) as transaction:
+        checkpoints = attempt.engine.store.checkpoints
+        with checkpoints.transaction(attempt.engine.lease, patience=WHILE_ALIVE) as transaction:
             self.step.connection = transaction.connection
             try:
                 ended = self.call_body(body)

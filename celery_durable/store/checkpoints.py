@@ -89,13 +89,13 @@ class Checkpoints:
         return _standing(self._database.run(self._sql["save_try"], params, patience=patience), record)
 
     @contextmanager
-    def transaction(self, idle_timeout: float) -> Iterator[StepTransaction]:
+    def transaction(self, idle_timeout: float, *, patience: float) -> Iterator[StepTransaction]:
         """Begin a transaction that a step's own statements and its checkpoint share, and commit it at the end.
 
         Raises Conflict if another transaction is in the way, DatabaseUnavailable if it isn't known whether it was
         committed, StepError if the step has left it in a state in which it can't be, and errors of Postgres.
         """
-        with self._database.transaction() as transaction:
+        with self._database.transaction(patience=patience) as transaction:
             yield StepTransaction(transaction, self._sql, idle_timeout)
 
     def of_workflow(self, workflow_id: str, *, patience: float) -> list[StepRow]:

@@ -56,8 +56,8 @@ FROM run, unnest(%(keys)s::text[], %(seqs)s::integer[], %(triess)s::integer[], %
     AS r (key, seq, tries, ok, value, content_type, args, fingerprint, errors, took)
 
 -- name: bound
--- From here to the commit a worker that hangs loses its transaction, and with it the lock on its workflow. What the
--- step has allowed for its own statements doesn't hold for ours.
+-- From here on a worker that hangs loses its transaction, and with it the lock on its workflow. What the step has
+-- allowed for its own statements doesn't hold for ours.
 SELECT set_config('idle_in_transaction_session_timeout', %(timeout)s, true), set_config('statement_timeout', '0', true),
     set_config('lock_timeout', '0', true)
 

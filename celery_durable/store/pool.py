@@ -10,8 +10,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import conninfo, errors
@@ -35,6 +36,8 @@ _LONGEST_CONNECT = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 #: Uses of a statement after which psycopg prepares it.
 _PREPARED_AFTER = 5
+
+T = TypeVar("T")
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Row = tuple[Any, ...]
@@ -81,33 +84,35 @@ class Database:
         return self._execute(query, params, patience).rowcount
 
     def _execute(self, query: Query, params: Mapping[str, Any], patience: float) -> psycopg.Cursor[Row]:
-        """Execute; try again on a transient error until patience ends."""
+        return self._patiently(partial(self._once, query, params), query.name, patience)
+
+    def _patiently(self, action: Callable[[], T], name: str, patience: float) -> T:
+        """Act; try again on a transient error until patience ends."""
         give_up_at = time.monotonic() + patience
         pause = _FIRST_PAUSE
         while True:
             try:
-                return self._once(query, params)
+                return action()
             except TRANSIENT as error:
                 if not _passes(error):
                     raise
                 if time.monotonic() + pause > give_up_at:
                     raise unavailable(self._where, error) from error
-                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, query.name, _brief(error))
+                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, name, _brief(error))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, *, patience: float) -> Iterator[Transaction]:
         """Lend a connection in a transaction, and commit at the end; any error rolls back.
 
-        Nothing is tried again here. Raises Conflict for a serialization failure or a deadlock, DatabaseUnavailable
-        where it isn't known whether the commit has happened, and what Postgres has against it (a constraint that is
-        checked at the end).
+        ``patience`` is for its begin; then nothing is tried again here. Raises Conflict for a serialization failure or
+        a deadlock, DatabaseUnavailable where it isn't known whether the commit has happened, and what Postgres has
+        against it (a constraint that is checked at the end).
         """
         try:
-            with self._lent.lease() as connection:
-                self._check_once(connection)
-                transaction = Transaction(connection)
+            with ExitStack() as lease:
+                transaction = self._patiently(partial(self._begin, lease), "BEGIN", patience)
                 try:
                     yield transaction
                     transaction.end()
@@ -117,7 +122,7 @@ class Database:
                         raise psycopg.OperationalError(_brief(error)) from error
                     raise
         except CONFLICTS as error:
-            raise Conflict(_brief(error)) from error
+            raise Conflict(error) from error
         except TRANSIENT as error:
             raise unavailable(self._where, error) from error
 
@@ -125,6 +130,14 @@ class Database:
         """Close all connections."""
         self._connections.close()
         self._lent.close()
+
+    def _begin(self, lease: ExitStack) -> Transaction:
+        with ExitStack() as trial:
+            connection = trial.enter_context(self._lent.lease())
+            self._check_once(connection)
+            transaction = Transaction(connection)
+            lease.push(trial.pop_all())
+        return transaction
 
     def _check_once(self, connection: Connection) -> None:
         if not self._checked:
@@ -139,7 +152,11 @@ class Database:
 
 
 class Conflict(Exception):
-    """Another transaction was in the way: a serialization failure, or a deadlock."""
+    """Another transaction was in the way: ``error`` is the serialization failure, or the deadlock."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(_brief(error))
+        self.error = error
 
 
 class Transaction:

@@ -21,17 +21,18 @@ def test_a_pool_runs_async_functions_and_gathers(site: Site, pool: str) -> None:
     """Side by side; a warm shutdown lets the steps that run end, and another worker goes on after them."""
     options: dict[str, Any] = {"pool": pool, "env": POOLS[pool]}
     worker = site.workers.start(**options)
-    orders = [site.shop.async_order.delay("o1"), site.shop.gathered_order.delay("o2"), site.shop.async_order.delay("o3")]
+    shop = site.shop
+    orders = [shop.async_order.delay("o1"), shop.gathered_order.delay("o2"), shop.async_order.delay("o3")]
     assert [site.finished(order.id).result for order in orders] == [ASYNC, GATHERED, ASYNC]
     assert [site.work_of(name, 5) for name in ("o1", "o3")] == [[1] * 5] * 2
-    site.shop.runs_a_loop.delay("o4")
+    shop.runs_a_loop.delay("o4")
     site.reaches("loop", "o4")
     site.gates.close("a-1", "a-4", "g-1", "g-3")
-    handles = [site.shop.async_order.delay("a")]
+    handles = [shop.async_order.delay("a")]
     site.reaches("work", "a", 1)
     site.reaches("work", "a", 4)
     if pool != "solo":
-        handles.append(site.shop.gathered_order.delay("g"))
+        handles.append(shop.gathered_order.delay("g"))
         site.reaches("work", "g", 1)
         site.reaches("work", "g", 3)
     site.start(1, **options)

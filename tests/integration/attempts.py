@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import celery_durable as durable
 from celery_durable.engine.context import Attempt, boot_time
 from celery_durable.exceptions import WorkflowDead
+from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
 
 DUE = "UPDATE celery_durable.checkpoint SET wake_at = clock_timestamp()"
 LATE = "UPDATE celery_durable.workflow SET deadline = clock_timestamp() - interval '1 s'"
+
+
+_REFUSALS = {
+    "constraint": ("ADD CONSTRAINT no_bad CHECK (key <> 'bad')", "DROP CONSTRAINT no_bad"),
+    "trigger": ("ENABLE TRIGGER refuse", "DISABLE TRIGGER refuse"),
+}
+_TRIGGER = """
+    CREATE OR REPLACE FUNCTION refuse() RETURNS trigger AS 'BEGIN RAISE EXCEPTION ''refused''; END' LANGUAGE plpgsql;
+    CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON celery_durable.checkpoint
+    FOR EACH ROW WHEN (NEW.key = 'bad') EXECUTE FUNCTION refuse();
+    ALTER TABLE celery_durable.checkpoint DISABLE TRIGGER refuse
+"""
 
 
 class Killed(SystemExit):
@@ -62,3 +77,21 @@ def status(shop: Inprocess) -> durable.WorkflowStatus:
 def steps(shop: Inprocess) -> dict[str, durable.StepInfo]:
     """Its steps by their keys."""
     return {step.key: step for step in durable.list_workflow_steps("w1", app=shop.app)}
+
+
+def clear(sql: Sql) -> None:
+    """Remove all workflows and nodes."""
+    tables = ("workflow", "node", "input", "output", "checkpoint")
+    sql.execute(f"TRUNCATE {', '.join(f'celery_durable.{table}' for table in tables)}")
+
+
+@contextmanager
+def refusing(sql: Sql, by: Literal["constraint", "trigger"]) -> Iterator[None]:
+    """Let Postgres refuse the outcome of a step named `bad`: by an error of the data, or by any other."""
+    sql.execute(_TRIGGER)
+    begin, end = _REFUSALS[by]
+    sql.execute(f"ALTER TABLE celery_durable.checkpoint {begin}")
+    try:
+        yield
+    finally:
+        sql.execute(f"ALTER TABLE celery_durable.checkpoint {end}")

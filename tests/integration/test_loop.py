@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -35,16 +36,28 @@ from celery_durable.exceptions import (
     StepTimeout,
     Suspended,
 )
-from tests.fixtures.fix_postgres import Sql
+from tests.fixtures.fix_postgres import Sql, _new_database
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.proxy import PostgresProxy
-from tests.integration.attempts import DUE, LATE, Killed, begin, crash, order, release, status, steps
+from tests.integration.attempts import DUE, LATE, Killed, begin, clear, crash, order, refusing, release, status, steps
 
 pytestmark = pytest.mark.oldest
 
 #: Seconds after which a test has hung.
 SOON = 20
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres_server: str, template_database: str) -> Iterator[str]:
+    """One database for all of these tests, which is cheaper; each begins with empty tables."""
+    with _new_database(postgres_server, template_database) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def empty_tables(sql: Sql) -> None:
+    clear(sql)
 
 
 @pytest.fixture
@@ -124,9 +137,9 @@ def test_every_kind_of_step_in_an_async_workflow(shop: Inprocess) -> None:
         return one + other
 
     async def body() -> list[Any]:
-        task = asyncio.create_task(named("adder", Adder())(2))
+        task, partial = asyncio.create_task(named("adder", Adder())(2)), functools.partial(add, 2)
         return [
-            await fetch(0), work(1), await work.acall(2), await task, await named("partial", functools.partial(add, 2))(2),
+            await fetch(0), work(1), await work.acall(2), await task, await named("partial", partial)(2),
             *await asyncio.gather(fetch(5), work.acall(6), named("add", add)(3, other=4)),
             *await durable.agather(fetch.s(8), work.s(9), durable.as_step(fetch).s(10)),
         ]  # fmt: skip
@@ -277,7 +290,7 @@ def test_an_async_step_as_a_plain_task(shop: Inprocess) -> None:
         await asyncio.sleep(0)
         return [number, self.request.id, self.request.retries]
 
-    message = ("fetch", b'[[5], {}, {}]', "application/json", "utf-8")
+    message = ("fetch", b"[[5], {}, {}]", "application/json", "utf-8")
     assert shop.deliver("t1", message) == [5, "t1", 0]
 
 
@@ -537,9 +550,7 @@ def test_retries_in_place(shop: Inprocess, calls: list[Any]) -> None:
     assert [step.tries for step in steps(shop).values()] == [1, 2, 3]
 
 
-def test_the_worker_is_given_back_when_all_that_is_left_backs_off(
-    shop: Inprocess, sql: Sql, calls: list[Any]
-) -> None:
+def test_the_worker_is_given_back_when_all_that_is_left_backs_off(shop: Inprocess, sql: Sql, calls: list[Any]) -> None:
     """Not before: other steps, and what follows them, run. Then it waits for what is due first."""
 
     async def failing(name: str) -> str:
@@ -612,7 +623,7 @@ def test_a_suspension_in_a_task_group_is_one(shop: Inprocess) -> None:
 
     order(shop, body)
     assert isinstance(shop.run("w1"), Retry)
-    assert (status(shop).state, status(shop).waiting_for) == ("SUSPENDED", "retry of step fails")
+    assert status(shop).state == "SUSPENDED"
 
 
 # Limits
@@ -797,11 +808,8 @@ def test_a_run_that_is_over_starts_no_further_step(
     order(shop, body)
     attempt = begin(shop)
     began = time.monotonic()
-    try:
-        with running(attempt):
-            run_function(attempt, body())
-    except BaseException:  # noqa: S110 - in whatever group asyncio puts it
-        pass
+    with suppress(BaseException), running(attempt):  # in whatever group asyncio puts it
+        run_function(attempt, body())
     assert isinstance(attempt.unwinding, told)
     assert time.monotonic() - began < 10
     settled = {step.name for step in steps(shop).values() if step.state == "SUCCESS"}
@@ -822,6 +830,27 @@ def test_a_hand_over_is_told_to_celery(shop: Inprocess) -> None:
     order(shop, body)
     assert isinstance(shop.run("w1"), Retry)
     assert status(shop).state == "ENQUEUED"
+
+
+def test_the_limit_of_the_task_ends_the_wait_for_running_steps(
+    shop: Inprocess, calls: list[Any], soft_limit: Callable[[], None]
+) -> None:
+    """A hand-over leaves no body behind, beside which another worker would run it again."""
+
+    async def endless() -> None:
+        asyncio.get_running_loop().call_later(0.3, soft_limit)
+        try:
+            await asyncio.sleep(SOON)
+        finally:
+            calls.append("interrupted")
+
+    async def body() -> Any:
+        return await asyncio.gather(named("endless", endless)(), named("drain", shop.drain).acall())
+
+    order(shop, body)
+    assert isinstance(shop.run("w1"), Retry)
+    assert status(shop).state == "ENQUEUED"
+    assert calls == ["interrupted"]
 
 
 def test_a_function_that_swallows_its_unwinding(shop: Inprocess, sql: Sql) -> None:
@@ -983,10 +1012,9 @@ def test_checkpoints_that_are_ready_together_go_in_one_statement(proxied: Inproc
     assert len(steps(proxied)) == 100
 
 
-@pytest.mark.parametrize("together", ["gather", "exceptions"])
-def test_a_row_that_postgres_refuses_does_not_take_others_along(shop: Inprocess, sql: Sql, together: str) -> None:
+@pytest.mark.parametrize("by", ["constraint", "trigger"])
+def test_a_row_that_postgres_refuses_does_not_take_others_along(shop: Inprocess, sql: Sql, by: str) -> None:
     """They go one by one then, and the workflow gets the error of the bad one."""
-    sql.execute("ALTER TABLE celery_durable.checkpoint ADD CONSTRAINT no_bad CHECK (key <> 'bad')")
 
     async def work(number: int) -> int:
         return number
@@ -997,7 +1025,8 @@ def test_a_row_that_postgres_refuses_does_not_take_others_along(shop: Inprocess,
         return [type(value).__module__.partition(".")[0] for value in found]
 
     order(shop, body)
-    assert shop.run("w1") == ["builtins", "psycopg", "builtins"]
+    with refusing(sql, by):
+        assert shop.run("w1") == ["builtins", "psycopg", "builtins"]
     assert {key: step.output for key, step in steps(shop).items()} == {"one": 1, "other": 3}
 
 
@@ -1039,11 +1068,13 @@ def test_context_variables_and_what_runs_here(shop: Inprocess) -> None:
             durable.current.step  # noqa: B018
         variable.set("function")
         step = named("look", look)
-        return [*await asyncio.gather(step("one"), step("two")), await named("thread", look_in_thread).acall(), variable.get()]
+        thread = named("thread", look_in_thread)
+        return [*await asyncio.gather(step("one"), step("two")), await thread.acall(), variable.get()]
 
     order(shop, body)
     assert shop.run("w1") == [
-        ["function", "one", "w1", "look"], ["function", "two", "w1", "look#2"], ["function", "w1", "thread"], "function",
+        ["function", "one", "w1", "look"], ["function", "two", "w1", "look#2"], ["function", "w1", "thread"],
+        "function",
     ]  # fmt: skip
 
 
@@ -1104,6 +1135,44 @@ def test_one_loop_for_all(shop: Inprocess, calls: list[Any]) -> None:
     run(where())
     assert set(calls) == {process().loop}
     assert sum(thread.name == "celery_durable loop" for thread in threading.enumerate()) == 1
+
+
+BESIDE = """
+import asyncio, time
+from celery_durable.engine.process import process, run
+async def work(number):
+    for _ in range(20):
+        await asyncio.sleep(0.002)
+        assert asyncio.get_running_loop() is not None
+    return number
+found = []
+def ours(number):
+    found.append(run(work(number)))
+def theirs(number):
+    found.append(asyncio.run(work(number)))
+wait_for(spawn(theirs, 0), spawn(ours, 1), spawn(ours, 2))
+wait_for(spawn(ours, 3), spawn(theirs, 4))
+theirs(5)
+try:
+    asyncio.get_running_loop()
+except RuntimeError:
+    assert sorted(found) == list(range(6)), found
+else:
+    raise AssertionError("a loop runs here")
+"""
+GREEN = {
+    "gevent": "import gevent.monkey; gevent.monkey.patch_all(); from gevent import spawn\n"
+    "def wait_for(*greenlets): [greenlet.get() for greenlet in greenlets]",
+    "eventlet": "import eventlet; eventlet.monkey_patch(); from eventlet import spawn\n"
+    "def wait_for(*greenlets): [greenlet.wait() for greenlet in greenlets]",
+}
+
+
+@pytest.mark.parametrize("pool", GREEN)
+def test_other_greenlets_do_not_see_the_loop(pool: str) -> None:
+    """asyncio.run() works in them, and so does Django, which looks for a running loop: before and beside ours."""
+    script = f"{GREEN[pool]}\n{BESIDE}"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
 
 
 FORKED = """

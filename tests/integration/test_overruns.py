@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -38,6 +39,12 @@ CANCEL = (
     "UPDATE celery_durable.workflow SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false, "
     "publish_at = NULL WHERE id = 'w1'"
 )
+
+
+@pytest.fixture
+def database_url(emptied_database_url: str) -> str:
+    """One database for all tests here."""
+    return emptied_database_url
 
 
 @pytest.fixture
@@ -707,6 +714,30 @@ def test_current_cancelled_while_the_database_is_away(
     with caplog.at_level(logging.WARNING):
         assert shop.run("w1") < 3
     assert caplog.text.count("can't be seen now") == 2
+    shop.close()
+
+
+def test_current_cancelled_does_not_wait_for_a_database_that_hangs(
+    proxy: PostgresProxy, broker_url: str, sql: Sql
+) -> None:
+    """Its answer counts when it comes."""
+    shop = Inprocess(proxy.url, broker_url)
+
+    def loops() -> float:
+        held = proxy.hold("-- How a workflow stands")
+        sql.execute(CANCEL)
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            assert not durable.current.cancelled
+            asked.append(time.monotonic())
+        held.release()
+        wait_until(lambda: durable.current.cancelled, 0.9, "the late answer counts")
+        return max(later - sooner for sooner, later in itertools.pairwise(asked))
+
+    asked: list[float] = []
+    order(shop, durable.as_step(loops, name="loops"))
+    shop.run("w1")
+    assert steps(shop)["loops"].output < 1
     shop.close()
 
 
