@@ -7,12 +7,11 @@ import uuid
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from celery import _state
-
 from .config import seconds
 from .engine.context import Attempt, PlainStep, RunningStep, current_attempt, current_plain_step, current_step
 from .engine.retry import check_reason
 from .exceptions import NotInWorkflow
+from .inline import running_task
 from .task import Step
 
 
@@ -64,7 +63,7 @@ class Current:
         step = current_step()
         if step is not None:
             return step
-        task, plain = _state.get_current_task(), current_plain_step()
+        task, plain = running_task(), current_plain_step()
         if isinstance(task, Step) and task.request.id and (plain is None or plain.name == task.durable_spec.name):
             return TaskStep(task)
         if plain is not None:
@@ -102,7 +101,7 @@ class Current:
         step = current_step()
         if step is not None:
             return step.idempotency_key
-        task = _state.get_current_task()
+        task = running_task()
         if task is not None and task.request.id:
             return str(task.request.id)
         return str(uuid.uuid4())

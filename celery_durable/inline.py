@@ -42,6 +42,7 @@ _AUTORETRY = "celery.app.autoretry"
 _FOR_EVER = float("inf")
 
 #: The requests of the async functions that run in this context, by the names of their tasks.
+_awaited_task: ContextVar[Any] = ContextVar("celery_durable_awaited_task", default=None)
 _requests: ContextVar[dict[str, Context]] = ContextVar("celery_durable_requests", default={})  # noqa: B039 - never changed
 
 
@@ -221,11 +222,17 @@ def awaited_request(task: Any) -> Context | None:
 @contextmanager
 def awaiting(task: Any, request: Context) -> Iterator[None]:
     """Let the coroutine of a task see its request on the event loop, where many of them take turns."""
-    token = _requests.set({**_requests.get(), task.name: request})
+    token, outer = _requests.set({**_requests.get(), task.name: request}), _awaited_task.set(task)
     try:
         yield
     finally:
+        _awaited_task.reset(outer)
         _requests.reset(token)
+
+
+def running_task() -> Any:
+    """Return the task whose function runs here, on the event loop as elsewhere; None if there is none."""
+    return _state.get_current_task() or _awaited_task.get()
 
 
 def _request(inline: _Try, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Context:

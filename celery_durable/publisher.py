@@ -199,6 +199,9 @@ class Publication:
         producer = producer or self.options.pop("publisher", None)
         self.options.pop("connection", None)
         self.id = self._own_id() if task_id is None else check_id(task_id)
+        if self.attempt is not None and not self._is_retry:
+            # Celery looks for the parent on the thread's stack, where an async function isn't.
+            self.options = {"parent_id": self.attempt.id, "root_id": self.attempt.root_id, **self.options}
         self.producer: Any = self._captured() if self._is_retry else self._row_first(producer)
 
     @property

@@ -209,7 +209,12 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]:
         """Start a workflow as ``delay`` does, without blocking the event loop."""
-        return await off_the_loop(functools.partial(self.delay, *args, **kwargs))
+        attempt = current_attempt()
+        task_id = None
+        if attempt is not None and current_step() is None:
+            attempt.check_caller()
+            task_id = attempt.child_id(self.name)
+        return await off_the_loop(functools.partial(self.apply_async, args, kwargs, task_id=task_id))
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowHandle[R]:  # noqa: N802 - Celery's name
         """Return the handle of a workflow of this task."""
@@ -514,7 +519,7 @@ def caller_of(name: str) -> Attempt | None:
     if current_step() is not None:
         return None
     attempt = current_attempt()
-    if attempt is None and only_bodies_here() and _state.get_current_task() is None:
+    if attempt is None and only_bodies_here() and inline.running_task() is None:
         raise NotInWorkflow(
             f"The step {name} was called in a thread that the workflow made itself, where it can't be kept: call "
             "steps in the workflow's own thread, and make threads inside a step."

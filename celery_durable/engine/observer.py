@@ -85,7 +85,7 @@ class Observer:
         """Called in the body's thread when a limit or a cancellation has interrupted it, wherever it was."""
 
     def branch_ended(self, workflow_id: str, key: str) -> None:
-        """Called in a thread of a ``gather`` when it is done with a step."""
+        """Called in a thread of a ``gather`` or an ``acall`` when it is done with a step."""
 
     def suspending(self, workflow_id: str, reason: str) -> None:
         """Called before a waiting workflow gives its worker slot back."""

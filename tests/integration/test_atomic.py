@@ -319,6 +319,7 @@ MISUSES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what is left open, in the end
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_a_body_that_spoils_its_transaction_has_failed(shop: Inprocess, sql: Sql, misuse: str) -> None:
     """It is told how, nothing is committed, and the next step works."""

@@ -1223,3 +1223,32 @@ def test_suspended_is_what_a_plain_backoff_raises(shop: Inprocess) -> None:
     assert isinstance(error, Suspended)
     assert current_attempt() is None
     release(shop, attempt)
+
+
+def test_an_async_workflow_starts_each_child_once(shop: Inprocess) -> None:
+    """adelay() off the loop: the same id on every replay, and the parent is known."""
+
+    @shop.workflow(name="child")
+    async def child(number: int) -> int:
+        return number
+
+    async def body() -> list[str]:
+        return [(await child.adelay(number)).id for number in range(2)]
+
+    order(shop, body)
+    ids = shop.run("w1")
+    children = {row.id: row for row in durable.list_workflows(parent_id="w1", app=shop.app)}
+    assert set(children) == set(ids)
+    assert {row.root_id for row in children.values()} == {"w1"}
+
+
+def test_an_async_step_as_a_plain_task_sees_itself(shop: Inprocess) -> None:
+    """Its idempotency key is the task's id, and its request is its own, on the event loop too."""
+
+    @shop.step(name="look", bind=True)
+    async def look(self: Any) -> Any:
+        await asyncio.sleep(0)
+        return [self.request.id, durable.current.idempotency_key, durable.current.step.name]
+
+    body = b"[[], {}, {}]"
+    assert shop.deliver("t1", ("look", body, "application/json", "utf-8")) == ["t1", "t1", "look"]

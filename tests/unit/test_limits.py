@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import signal
 import subprocess
@@ -130,6 +131,15 @@ def test_a_body_that_could_not_be_interrupted_is_late() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         linger(0.1)
     assert not limit.has_interrupted
+
+
+def test_a_call_of_c_code_is_interrupted_when_it_returns() -> None:
+    """Python can't look at the alarm before."""
+    done = False
+    with pytest.raises(StepTimeout), soft_limit(0.02, "it") as limit:  # noqa: PT012
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000)
+        done = not limit.has_interrupted
+    assert not done
 
 
 def test_a_late_error_is_the_bodys_own() -> None:
