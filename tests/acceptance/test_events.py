@@ -57,6 +57,10 @@ class Flower(CeleryProcess):
         steps = [self.task(task["uuid"]) for task in tasks if task["parent_id"] == workflow_id]
         return sorted(steps, key=lambda step: float(step["started"]))
 
+    def hears(self, worker: str) -> bool:
+        """Whether the events of a worker have begun to come; what was sent before, nobody keeps."""
+        return bool(json.loads(self.page("/api/workers?status=1")).get(worker))
+
     def shows(self, workflow_id: str, count: int) -> list[dict[str, Any]]:
         """Wait until so many steps of a workflow are shown, and return them."""
         wait_until(lambda: len(self.steps_of(workflow_id)) >= count, message=f"{count} steps are shown")
@@ -85,6 +89,7 @@ def flower(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flo
     env = {**os.environ, **site.workers.env, "FLOWER_UNAUTHENTICATED_API": "1"}
     flower = Flower(env, tmp_path_factory.mktemp("flower") / "flower.log")
     flower.wait_ready()
+    wait_until(lambda: flower.hears("loud@test"), message="Flower hears the worker")
     yield flower
     flower.kill()
     print(flower.log)
