@@ -31,6 +31,7 @@ from typing import Any
 
 from ..exceptions import ControlFlow, SoftTimeLimitExceeded, StepTimeout
 from ..native import under_gevent
+from ..store.shield import is_busy
 
 #: Below this a timer would be none at all.
 _AT_ONCE = 1e-6
@@ -72,7 +73,12 @@ class Limit:
     @property
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return self.remaining is not None and self.remaining <= 0
+
+    @property
+    def remaining(self) -> float | None:
+        """The seconds until the deadline."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
 
     @property
     def has_interrupted(self) -> bool:
@@ -204,8 +210,8 @@ class _Alarm(Limit):
 
     def _set_timer(self) -> None:
         due = [self._until_outer] if self._outer_left else []
-        if self.deadline is not None and self.error not in self._raised:
-            due.append(self.deadline - time.monotonic())
+        if self.remaining is not None and self.error not in self._raised:
+            due.append(self.remaining)
         if due:
             signal.setitimer(signal.ITIMER_REAL, max(min(due), _AT_ONCE))
 
@@ -231,8 +237,9 @@ class _GreenLimit(Limit):
 
         self._loop = gevent.get_hub().loop
         self._greenlet = gevent.getcurrent()
+        self._ident = threading.get_ident()
         self._timer: Any = None
-        self._set_timer()
+        self._set_timer(self.seconds)
 
     def _end(self) -> None:
         if self._timer is not None:
@@ -240,25 +247,25 @@ class _GreenLimit(Limit):
             self._timer.close()
 
     def interrupt(self, error: ControlFlow) -> None:
-        if self._is_open and self._requested is None:
-            self._requested = error
+        if self._is_open and not is_busy(self._ident):
+            self._requested = self._requested or error
             self._loop.run_callback(self._throw)
 
-    def _set_timer(self) -> None:
-        if self.deadline is not None:
-            self._timer = self._loop.timer(max(self.deadline - time.monotonic(), 0.0), ref=False)
+    def _set_timer(self, seconds: float | None) -> None:
+        if seconds is not None:
+            self._timer = self._loop.timer(max(seconds, 0.0), ref=False)
             self._timer.start(self._ring)
 
     def _ring(self) -> None:
-        if self.is_over:
+        # The loop reads the clock once a turn, and may be early.
+        if self.is_over and not is_busy(self._ident):
             self._throw()
         else:
-            # The loop reads the clock once a turn, and may be early.
             self._end()
-            self._set_timer()
+            self._set_timer(max(self.remaining or 0.0, _SOON))
 
     def _throw(self) -> None:
-        error = self._next_error()
+        error = None if is_busy(self._ident) else self._next_error()
         if error is not None:
             self._greenlet.throw(error)
 

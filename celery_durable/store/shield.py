@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -20,16 +20,32 @@ _DEFERRED = (signal.SIGALRM, signal.SIGUSR1, signal.SIGINT, signal.SIGQUIT, sign
 
 _Handler = Callable[..., Any]
 
+#: Threads, under gevent greenlets, that have a statement on its way.
+_busy: set[int] = set()
+
+
+def is_busy(ident: int) -> bool:
+    """Tell whether a thread or greenlet is in the middle of a statement, where nothing may be raised."""
+    return ident in _busy
+
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
     """Hold handlers back while the block runs; those that were due run right after it.
 
-    Only the main thread runs handlers, so elsewhere this does nothing.
+    Only the main thread runs handlers. A greenlet is busy meanwhile, which whoever would raise in it asks.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    ident = threading.get_ident()
+    _busy.add(ident)
+    try:
+        with _deferred() if threading.current_thread() is threading.main_thread() else nullcontext():
+            yield
+    finally:
+        _busy.discard(ident)
+
+
+@contextmanager
+def _deferred() -> Iterator[None]:
     arrived: dict[int, FrameType | None] = {}
     handlers: dict[int, _Handler] = {}
     try:
