@@ -81,11 +81,15 @@ class Node(Loop):
 
     def lost(self, request: Any) -> None:
         """The process of a request has died."""
-        if self._registry.remove(request, delivered=False) and not self._registry.runs(request.id):
-            # A cold shutdown kills its processes: what they had is handed over, and no crash is counted.
-            box = self._killed if self._cold else self._lost
-            box.add(request.id, request.worker_pid)
-            self.bell.ring()
+        if not self._registry.remove(request, delivered=False, hold=True):
+            return
+        if self._registry.runs(request.id):
+            self._registry.let_go([request.id])  # it has another process here by now
+            return
+        # A cold shutdown kills its processes: what they had is handed over, and no crash is counted.
+        box = self._killed if self._cold else self._lost
+        box.add(request.id, request.worker_pid)
+        self.bell.ring()
 
     def hand_over(self, request: Any) -> None:
         """A cold shutdown has killed a request. Takes no lock: Celery calls this in a signal handler."""
@@ -170,17 +174,19 @@ class Node(Loop):
             if gone:
                 self._recovery.rescue(self.id, gone)
                 self._recovery.republish()
+            self._registry.let_go(lost)
 
     def _hand_over(self) -> None:
         while self._cancelled:
             request = self._cancelled.popleft()
-            self._registry.remove(request, delivered=False)
+            self._registry.remove(request, delivered=False, hold=True)
             if is_id(request.id):
                 self._killed.add(request.id, request.worker_pid)
         with self._killed.taken() as killed:
             if killed:
                 _wait_for_exit(killed.values())
                 self._store.workflows.hand_over(self.id, killed, patience=_NO_PATIENCE)
+                self._registry.let_go(killed)
                 self._recovery.republish()
 
     def _wake(self) -> None:

@@ -7,7 +7,7 @@ failing it. Nothing here waits for the database: the node thread does that.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from functools import wraps
 from typing import Any, Protocol
@@ -186,6 +186,7 @@ class Registry:
         # Weak: a request that Celery drops without a word, as on a lost connection, must not stay for ever.
         self._requests: weakref.WeakSet[Any] = weakref.WeakSet()
         self._delivered: set[str] = set()
+        self._held: set[str] = set()
         self._accepted: dict[str, str] = {}
 
     def add(self, request: Any) -> None:
@@ -195,8 +196,11 @@ class Registry:
         with self._lock:
             self._requests.add(request)
 
-    def remove(self, request: Any, *, delivered: bool) -> bool:
+    def remove(self, request: Any, *, delivered: bool, hold: bool = False) -> bool:
         """A request has left the pool; ``delivered``: its outcome is to be confirmed.
+
+        ``hold``: it counts as active until ``let_go``, because the database is yet to be told how it ended. Else
+        another node would find that nobody lists it, and take a hand-over for a crash.
 
         False: it had left before, for Celery may tell of one death twice.
         """
@@ -206,7 +210,14 @@ class Registry:
             if request not in self._requests:
                 return False
             self._requests.discard(request)
+            if hold:
+                self._held.add(request.id)
             return True
+
+    def let_go(self, ids: Iterable[str]) -> None:
+        """The database knows how these have ended here."""
+        with self._lock:
+            self._held.difference_update(ids)
 
     def accepted(self, queue: str, published: str) -> None:
         """Note the newest message that was taken from a queue."""
@@ -216,9 +227,10 @@ class Registry:
                 self._accepted[queue] = published
 
     def snapshot(self) -> tuple[set[str], dict[str, str]]:
-        """Return what is active, unconfirmed outcomes included, and what was accepted."""
+        """Return what is active, with what the database is yet to be told of, and what was accepted."""
         with self._lock:
-            return {request.id for request in self._requests} | self._delivered, dict(self._accepted)
+            active = {request.id for request in self._requests} | self._delivered | self._held
+            return active, dict(self._accepted)
 
     def delivered(self) -> set[str]:
         """Return the outcomes to confirm; they count as active until ``confirmed``."""

@@ -430,7 +430,7 @@ class Callables:
             return self._call_plainly(args, kwargs)
         if self.spec.is_async and attempt.on_loop:
             return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
-        return call_step(attempt, self.spec, self.blocking, args, kwargs)
+        return call_step(attempt, self.spec, self.body, args, kwargs, loop.FROM_THREAD)
 
     def acall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """Return what is awaited for the step's value; its key is settled now."""
@@ -442,11 +442,6 @@ class Callables:
             raise NotInWorkflow(f"Only an async workflow can await acall(): call the step {self.spec.name} itself.")
         return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
 
-    def blocking(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the body, and wait for it in this thread."""
-        value = self.body(*args, **kwargs)
-        return loop.run(value) if self.spec.is_async else value
-
     def _call_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it as part of another step, where its own limit holds as well, or outside a workflow."""
         outer, spec = current_step(), self.spec
@@ -454,10 +449,18 @@ class Callables:
             with plain_step(spec.name):
                 value = self.run(*args, **kwargs)
             return _in_plain_step(spec.name, value) if inspect.iscoroutine(value) else value
-        if spec.soft_time_limit is None or spec.is_async:
+        if spec.soft_time_limit is None:
             return self.run(*args, **kwargs)
-        with soft_limit(spec.soft_time_limit, f"The step {spec.name!r}") as limit, outer.until(limit.deadline):
-            return self.run(*args, **kwargs)
+        limit, attempt = soft_limit(spec.soft_time_limit, f"The step {spec.name!r}"), current_attempt()
+        if spec.is_async:
+            return loop.awaited_within(limit, self.run(*args, **kwargs))
+        try:
+            with limit, outer.until(limit.deadline):
+                return self.run(*args, **kwargs)
+        finally:
+            # The outer body may catch the error, and nobody else would hear of it.
+            if limit.has_interrupted and attempt is not None:
+                attempt.engine.observers.tell("step_interrupted", attempt.id, outer.key)
 
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from ..exceptions import StepLost, Suspended
 from ..store import StepRecord
 from .context import Attempt, logger
 from .limits import is_foreign_limit
-from .loop import call_async
+from .loop import FromThread
 from .retry import Ended
 from .step import Answer, Body, Call
-from .waiting import InThread, StepCall, complete, must_find_out
+from .waiting import StepCall, complete, must_find_out
 
 
 class _Parked(BaseException):
@@ -212,17 +212,17 @@ class Gathering:
         return [branch.answer for branch in self.branches if branch.answer is not None]
 
 
-class _InBranch(InThread):
+class _InBranch(FromThread):
     """A thread of a gathering; once that is over, it starts no further body."""
 
     def __init__(self, gathering: Gathering) -> None:
         self._gathering = gathering
 
     async def call(self, step: StepCall, body: Callable[..., Any]) -> Ended:
-        """Run a body once, an async one on the event loop."""
+        """Run a body once."""
         if self._gathering.closed:
             raise _Parked(0.0)
-        return call_async(step, body) if step.spec.is_async else step.call_here(body)
+        return await super().call(step, body)
 
     async def save(self, attempt: Attempt, record: StepRecord) -> bool:
         """Let the workflow's thread record an outcome, with those that are ready by now."""

@@ -15,12 +15,12 @@ from weakref import WeakSet
 from ..exceptions import ControlFlow, DurableError, OwnershipLost, Suspended
 from ..store import StepRecord
 from .context import LONGEST_BLIND, Attempt, logger, running_step
-from .limits import hard_limit
+from .limits import Limit, hard_limit
 from .process import GRACE, cancel, in_thread, process
 from .process import run as run
 from .retry import Ended
 from .step import Answer, Body, Call, StepSpec
-from .waiting import StepCall, must_find_out
+from .waiting import InThread, StepCall, must_find_out
 
 T = TypeVar("T")
 
@@ -254,9 +254,27 @@ async def answer_of(call: Call, body: Body) -> Answer:
     return await flights.fly(call, body)
 
 
-def call_async(step: StepCall, body: Body) -> Ended:
-    """Call an async body from a thread, and wait for it there."""
-    return run(_AsyncBody(step, body).run())
+async def awaited_within(limit: Limit, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await an async step that is part of another one, within its own limit; one that catches that may return."""
+    task = asyncio.ensure_future(coroutine)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=limit.seconds)
+    except asyncio.CancelledError:
+        await cancel(task)
+        raise
+    if not done:
+        await cancel(task)
+        if task.cancelled():
+            raise limit.error
+    return task.result()
+
+
+class FromThread(InThread):
+    """A step of a thread; an async body of it runs on the event loop all the same, within its limits there."""
+
+    async def call(self, step: StepCall, body: Callable[..., Any]) -> Ended:
+        """Run a body once, and wait for it in this thread."""
+        return run(_AsyncBody(step, body).run()) if step.spec.is_async else step.call_here(body)
 
 
 class OnLoop:
@@ -366,4 +384,4 @@ class _AsyncBody:
         return Ended(error=error) if isinstance(error, Exception) else self._step.ended_by(error)
 
 
-ON_LOOP = OnLoop()
+FROM_THREAD, ON_LOOP = FromThread(), OnLoop()

@@ -20,7 +20,6 @@ from ..exceptions import (
     NondeterminismError,
     PayloadTooLarge,
     SerializationError,
-    SoftTimeLimitExceeded,
     StepLost,
     StepTimeout,
     ends_process,
@@ -73,10 +72,17 @@ class StepSpec:
     shape: Shape | None = None
 
 
-def call_step(attempt: Attempt, spec: StepSpec, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_step(
+    attempt: Attempt,
+    spec: StepSpec,
+    body: Body,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    waiting: Waiting = IN_THREAD,
+) -> Any:
     """Return the step's value, or raise its error: alike on the first run and on every replay."""
     call = Call(attempt, spec, args, kwargs)
-    answer = call.replay() if call.is_settled else complete(call.run(body, IN_THREAD))
+    answer = call.replay() if call.is_settled else complete(call.run(body, waiting))
     return answer.get()
 
 
@@ -265,13 +271,13 @@ class Call:
                 return Ended(body(*self.args, **self.kwargs))
         except TryAgain as again:
             # Celery's own autoretry, which an unmodified task has, doesn't know whose limit it was.
-            interrupted = isinstance(again.error, SoftTimeLimitExceeded)
+            interrupted = again.error is not None and is_foreign_limit(again.error)
             return Ended(error=again.error if again.error is not None and is_foreign_limit(again.error) else again)
         except ControlFlow as reason:
             interrupted = True
             raise self.attempt.unwind(reason) from None
         except Exception as error:  # noqa: BLE001 - whatever it raises is how the try ended
-            interrupted = isinstance(error, SoftTimeLimitExceeded)
+            interrupted = is_foreign_limit(error)
             return Ended(error=error)
         except BaseException as error:  # noqa: BLE001 - what isn't the body's is raised again
             return self.ended_by(error)

@@ -143,5 +143,6 @@ def test_a_cold_shutdown_takes_no_try_of_a_limited_step(site: Site) -> None:
     worker.stop("cold")
     site.reaches("waits", "a", 0, times=2)
     site.gates.open("a-0")
-    assert site.finished(handle.id).result == 1
+    status = site.finished(handle.id)
+    assert (status.result, status.crashes) == (1, 0)
     assert step_of(site, handle.id, "tests.fixtures.apps.shop.wait_in_step").errors == ()

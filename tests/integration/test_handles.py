@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,3 +56,27 @@ def test_get_gives_up(workflow: Any) -> None:
     with pytest.raises(CeleryTimeoutError, match=handle.id):
         handle.get(timeout=0.1)
     assert handle.state == "PENDING"
+
+
+def test_aget_waits_off_the_loop(workflow: Any) -> None:
+    """It raises and gives up as ``get`` does, and other coroutines go on meanwhile."""
+    handle, ticks = workflow.delay(), []
+
+    async def wait() -> None:
+        with pytest.raises(CeleryTimeoutError):
+            await handle.aget(timeout=0.1)
+        cancel(handle)
+        with pytest.raises(WorkflowCancelledError):
+            await handle.aget(timeout=10)
+
+    async def tick() -> None:
+        ticks.append(len(ticks))
+
+    async def both() -> None:
+        waiting = asyncio.ensure_future(wait())
+        await tick()
+        assert not waiting.done()
+        await waiting
+
+    asyncio.run(both())
+    assert ticks == [0]

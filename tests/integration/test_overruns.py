@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -501,9 +502,53 @@ def test_every_interruption_is_told(shop: Inprocess) -> None:
     bodies = {"plain": linger, "wraps": wraps, "swallows": swallows, "quick": int, "fails": lambda: 1 / 0}
     limited = [durable.as_step(body, name=name, soft_time_limit=0.1) for name, body in bodies.items()]
     outer = durable.as_step(lambda: nested(), name="outer", soft_time_limit=30)
-    order(shop, lambda: [error_of(step) for step in (*limited, outer)])
-    shop.run("w1")
-    assert observer.seen == [(name, threading.get_ident()) for name in ("plain", "wraps", "swallows", "outer")]
+    bold = durable.as_step(lambda: error_of(nested), name="bold")
+    order(shop, lambda: [*[error_of(step) for step in (*limited, outer)], bold()][-1])
+    assert shop.run("w1").startswith("StepTimeout: ")
+    expected = ("plain", "wraps", "swallows", "outer", "bold")
+    assert observer.seen == [(name, threading.get_ident()) for name in expected]
+
+
+def test_the_limit_of_a_nested_async_step_holds(shop: Inprocess) -> None:
+    """Its body is cancelled, and the outer one may go on; in time it returns as ever."""
+
+    async def dawdle(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
+    nested = durable.as_step(dawdle, name="nested", soft_time_limit=0.1)
+
+    async def outer() -> list[Any]:
+        try:
+            await nested(30)
+        except StepTimeout as error:
+            return [str(error), await nested(0)]
+        return []
+
+    async def body() -> Any:
+        return await durable.as_step(outer, name="outer")()
+
+    order(shop, body)
+    message, value = shop.run("w1")
+    assert ("soft_time_limit of 0.1 s" in message, value) == (True, 0)
+
+
+def test_an_async_step_of_a_sync_workflow_is_cancelled_in_a_thread(shop: Inprocess, sql: Sql) -> None:
+    """Its body is on the event loop, where it can be interrupted, whatever thread waits for it."""
+    seen: list[type[BaseException]] = []
+
+    async def body() -> None:
+        sql.execute(CANCEL)
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError as error:
+            seen.append(type(error))
+            raise
+
+    order(shop, durable.as_step(body, name="wait", cancellable=True))
+    with ThreadPoolExecutor(1) as thread:
+        assert isinstance(thread.submit(shop.run, "w1").result(timeout=20), Ignore)
+    assert seen == [asyncio.CancelledError]
 
 
 def test_a_read_in_a_step_is_not_cut_in_two(shop: Inprocess, sql: Sql) -> None:

@@ -62,3 +62,13 @@ def test_an_outcome_stays_active_until_it_is_confirmed() -> None:
     assert registry.snapshot()[0] == registry.delivered() == {"w1"}
     registry.confirmed({"w1"})
     assert registry.snapshot()[0] == set()
+
+
+def test_a_lost_run_stays_active_until_the_database_knows() -> None:
+    """Else another node would find that nobody lists it, and count a crash of what is being handed over."""
+    registry, request = Registry(threading.Lock()), Request(id="w1")
+    registry.add(request)
+    assert registry.remove(request, delivered=False, hold=True)
+    assert (registry.snapshot()[0], registry.runs("w1")) == ({"w1"}, False)
+    registry.let_go(["w1"])
+    assert registry.snapshot()[0] == set()
