@@ -9,8 +9,10 @@ from celery import Celery
 from .beat import add_recovery
 from .config import Config
 from .exceptions import ConfigurationError
+from .groups import DurableGroupResult
 from .installation import Installation, register, registered
 from .registration import watch
+from .remote import add_step_task
 from .store import check_url
 from .task import Step, Workflow
 from .worker import NodeStep, UnknownTaskStep
@@ -42,6 +44,8 @@ def install(app: Celery, **settings: Any) -> None:
     app.steps["worker"].add(NodeStep)
     app.steps["consumer"].add(UnknownTaskStep)
     add_recovery(app, installation)
+    add_step_task(app)
+    app.GroupResult = app.subclass_with_self(DurableGroupResult, name="GroupResult", keep_reduce=True)
 
 
 def _check(settings: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""The recovery as a task, and its entry in the beat schedule."""
+"""The recovery as a task, and its entry in the beat schedule; workflows that beat starts, once a tick."""
 
 from __future__ import annotations
 
 import math
+import time
+import uuid
 from functools import partial
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 
 from .envelope import send_stored
 from .installation import Installation
@@ -14,6 +16,9 @@ from .installation import Installation
 TASK = "celery_durable.recover"
 #: Seconds that a sweep waits for a database that is away; the next one is due soon.
 _PATIENCE = 2.0
+#: The length of a crontab's tick, in seconds.
+_MINUTE = 60.0
+_TICKS = uuid.UUID("f0b7c1de-3c1e-4b6e-8a0d-2d6f2f1f9b1a")
 
 
 def add_recovery(app: Celery, installation: Installation) -> None:
@@ -37,7 +42,35 @@ def add_recovery(app: Celery, installation: Installation) -> None:
         options = {"queue": config.recovery_queue} if config.recovery_queue else {}
         sender.add_periodic_task(float(interval), task.s(), name=TASK, **options)
 
+    signals.beat_init.connect(_watch, dispatch_uid="celery_durable")
+    signals.beat_embedded_init.connect(_watch, dispatch_uid="celery_durable")
     if app.finalized:
         schedule(app)
     else:
         app.on_after_finalize.connect(schedule, weak=False)
+
+
+def _watch(sender: Any, **kwargs: Any) -> None:
+    """Let a beat start each workflow under an id that follows from entry and tick: a second beat starts no other."""
+    scheduler = sender.scheduler
+    send = scheduler.apply_async
+
+    def apply_async(entry: Any, *args: Any, **kwargs: Any) -> Any:
+        task = scheduler.app.tasks.get(entry.task)
+        if not getattr(task, "is_durable_workflow", False) or "task_id" in (entry.options or {}):
+            return send(entry, *args, **kwargs)
+        options = entry.options
+        entry.options = {**(options or {}), "task_id": _id_of_tick(entry, time.time())}
+        try:
+            return send(entry, *args, **kwargs)
+        finally:
+            entry.options = options
+
+    scheduler.apply_async = apply_async
+
+
+def _id_of_tick(entry: Any, now: float) -> str:
+    """Return the same id for two beats whose clocks, and starts, differ by less than a tick."""
+    interval = getattr(entry.schedule, "run_every", None)
+    length = interval.total_seconds() if interval is not None else _MINUTE
+    return str(uuid.uuid5(_TICKS, f"{entry.name}\x00{math.floor(now / (length or _MINUTE))}"))

@@ -1,56 +1,28 @@
-"""Workflows seen from outside: status, lists, handles."""
+"""Workflows seen from outside: status, lists."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any
 
 from celery import Celery
-from celery.backends.base import DisabledBackend
-from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import AsyncResult
 from kombu.serialization import loads
 
 from . import states
-from .engine.context import current_step
 from .errors import TryError, decode_errors
-from .exceptions import NotAllowedInStep, WorkflowNotFound
+from .exceptions import WorkflowNotFound
 from .installation import Installation, find
 from .serialization import Payload
 from .store.rows import StepRow, WorkflowRow
 
 #: How long a caller waits for a database that can't be reached, in seconds.
 CALLER_PATIENCE = 3.0
-_FIRST_LOOK, _LONGEST_PAUSE = 0.02, 1.0
 
 #: What a key has besides the step's name: its branch, and its number.
 _PLACE = re.compile(r"(\[[^\[\]]*\])?(#\d+)?$")
-
-R = TypeVar("R")
-
-if TYPE_CHECKING:
-
-    class Result(AsyncResult, Generic[R]):
-        id: str
-
-        def get(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> R: ...
-        @property
-        def state(self) -> str: ...
-        def ready(self) -> bool: ...
-        def successful(self) -> bool: ...
-        def failed(self) -> bool: ...
-else:
-
-    class Result(AsyncResult):
-        """Subscripted by type checkers only."""
-
-        def __class_getitem__(cls, item: Any) -> Any:
-            return cls
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +76,7 @@ def get_workflow_status(id: str, app: Celery | None = None) -> WorkflowStatus:
     Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
-    return _status(installation, _row(installation, id))
+    return _status(installation, row_of(installation, id))
 
 
 def list_workflows(
@@ -113,6 +85,8 @@ def list_workflows(
     name: str | None = None,
     queue: str | None = None,
     parent_id: str | None = None,
+    root_id: str | None = None,
+    forked_from: str | None = None,
     limit: int = 100,
     app: Celery | None = None,
 ) -> list[WorkflowStatus]:
@@ -126,6 +100,8 @@ def list_workflows(
         name=name,
         queue=queue,
         parent_id=parent_id,
+        root_id=root_id,
+        forked_from=forked_from,
         limit=limit,
         patience=CALLER_PATIENCE,
     )
@@ -138,77 +114,9 @@ def list_workflow_steps(id: str, app: Celery | None = None) -> list[StepInfo]:
     Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
-    _row(installation, id)
+    row_of(installation, id)
     rows = installation.store.checkpoints.of_workflow(id, patience=CALLER_PATIENCE)
     return [_step(installation, row) for row in rows]
-
-
-class WorkflowHandle(Result[R]):
-    """A Celery AsyncResult that reads Postgres where the app has no result backend."""
-
-    def __init__(self, id: str, app: Celery | None = None, **kwargs: Any) -> None:
-        super().__init__(id, app=find(app).app, **kwargs)
-
-    def get(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> R:
-        """Wait for the workflow and return its result, or raise its error.
-
-        ``timeout`` is in seconds; celery.exceptions.TimeoutError is raised when it has passed. With
-        ``propagate=False`` the error is returned. In a step it raises NotAllowedInStep.
-        """
-        if current_step() is not None:
-            raise NotAllowedInStep("A step can't wait for a workflow: do that in the workflow, between steps.")
-        if not self._reads_postgres:
-            result: R = super().get(timeout=timeout, propagate=propagate, **kwargs)
-            return result
-        return self._wait(timeout, propagate)
-
-    async def aget(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> R:
-        """Wait as ``get`` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.get, timeout, propagate, **kwargs)
-
-    def __reduce_args__(self) -> tuple[Any, ...]:
-        return (self.id,)
-
-    def _get_task_meta(self) -> dict[str, Any]:
-        if not self._reads_postgres:
-            meta: dict[str, Any] = super()._get_task_meta()
-            return meta
-        return self._meta_of(_row(find(self.app), self.id))
-
-    @property
-    def _reads_postgres(self) -> bool:
-        return isinstance(self.backend, DisabledBackend)
-
-    def _wait(self, timeout: float | None, propagate: bool) -> R:
-        installation = find(self.app)
-        give_up_at = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_LOOK
-        while True:
-            row = _row(installation, self.id)
-            if row.state in states.FINAL:
-                return self._outcome(installation, row, propagate)
-            if give_up_at is not None and time.monotonic() + pause > give_up_at:
-                raise CeleryTimeoutError(f"The workflow {self.id} hasn't finished in {timeout:g} s.")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _outcome(self, installation: Installation, row: WorkflowRow, propagate: bool) -> R:
-        result, error = outcome_of(installation, row)
-        if error is not None and propagate:
-            raise error
-        value: Any = result if error is None else error
-        return cast(R, value)
-
-    def _meta_of(self, row: WorkflowRow) -> dict[str, Any]:
-        result, error = outcome_of(find(self.app), row)
-        return {
-            "task_id": self.id,
-            "status": states.CELERY[row.state],
-            "result": error if error is not None else result,
-            "traceback": None,
-            "children": [],
-            "date_done": row.finished_at,
-        }
 
 
 def outcome_of(installation: Installation, row: WorkflowRow) -> tuple[Any, Exception | None]:
@@ -227,7 +135,8 @@ def _value(installation: Installation, ok: bool | None, payload: Payload, what: 
         return None, error
 
 
-def _row(installation: Installation, workflow_id: str) -> WorkflowRow:
+def row_of(installation: Installation, workflow_id: str) -> WorkflowRow:
+    """Return a workflow; raise WorkflowNotFound."""
     row = installation.store.workflows.by_id(workflow_id, patience=CALLER_PATIENCE)
     if row is None:
         raise WorkflowNotFound(f"There is no workflow {workflow_id!r}: its id is wrong, or retention has removed it.")

@@ -6,8 +6,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
-from datetime import datetime, timezone
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -25,16 +25,17 @@ from .engine.context import WHILE_ALIVE, Attempt, boot_time
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
 from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
-from .events import is_watched
 from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError, ends_process
 from .installation import Installation
 from .publisher import Start, birth_of, retries_of
 from .request import NODE_PROPERTY
+from .step_events import is_watched
 from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 
 logger = logging.getLogger("celery_durable")
 
 _PAUSE = 0.05
+_warned: set[str] = set()
 #: What Celery's tracer doesn't take for an outcome.
 _CELERYS = (Ignore, Reject, Retry)
 
@@ -57,7 +58,7 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     except SoftTimeLimitExceeded:
         # The function has ended, and its limit with it; what was settled already is found so.
         settled = message.settle(attempt, outcome)
-    return message.tell_celery(settled)
+    return message.tell_celery(attempt, settled)
 
 
 class _Message:
@@ -84,6 +85,7 @@ class _Message:
             "watched": is_watched(self.request, self.installation.config),
             "killable": _is_pool_process(),
             "show_state": self.show_state,
+            "send": self.send,
         }
 
     def take(self) -> Claim | StoredOutcome:
@@ -169,8 +171,8 @@ class _Message:
         serializer = self.task.serializer or self.task.app.conf.task_serializer
         envelope = Envelope.of_request(self.request, serializer, self.task.name)
         start = Start(self.max_crashes, bool(self.request.ignore_result))
-        born, _ = self.workflows.publish(birth_of(self.installation, envelope, self.id, start), patience=WHILE_ALIVE)
-        return born
+        birth = birth_of(self.installation, envelope, self.id, start)
+        return self.workflows.publish(birth, patience=WHILE_ALIVE).born
 
     def adopt(self) -> StoredOutcome:
         stored = self.workflows.adopt(self.id, self.task.name, self.node, patience=WHILE_ALIVE)
@@ -183,17 +185,18 @@ class _Message:
         if isinstance(outcome, Completed | Failed):
             return runner.finish(attempt, outcome, dispatched=not self.is_awaited)
         if isinstance(outcome, Waiting):
+            self.warn_of_expiry(outcome.seconds)
             self.store_retry(outcome.reason)
             return runner.suspend(attempt, outcome)
         if isinstance(outcome, Leaving):
             self.store_retry("handed over: the worker shuts down")
-            return runner.hand_over(attempt, self.send)
+            return runner.hand_over(attempt)
         if isinstance(outcome, Retried):
             self.store_retry(str(outcome.request))
             return runner.run_again(attempt, outcome, attempt.successor)
         return outcome
 
-    def tell_celery(self, outcome: Outcome) -> Any:
+    def tell_celery(self, attempt: Attempt, outcome: Outcome) -> Any:
         """Return or raise what makes Celery's tracer do the right thing."""
         if isinstance(outcome, Completed):
             return outcome.value
@@ -204,13 +207,23 @@ class _Message:
             raise outcome.request
         if isinstance(outcome, Waiting):
             self.keep_stored_state()
-            raise _waiting(outcome.reason, outcome.seconds)
+            raise _waiting(outcome.reason, _soonest(outcome.seconds, attempt.deadline_left))
         if isinstance(outcome, Leaving):
             self.keep_stored_state()
             raise _waiting("handed over: the worker shuts down", None)
         if isinstance(outcome, Stopped):
             self.store_revoked()
+            self.release()
         raise Ignore("this attempt is void")
+
+    def release(self) -> None:
+        """End a workflow whose deadline has passed, if nobody has done so; whoever resumes it may have it now."""
+        error = WorkflowCancelledError("The workflow was cancelled: its workflow_timeout has passed.")
+        verdict = self.installation.codec.encode_error(error)
+        if self.workflows.cancel([self.id], verdict=verdict, patience=WHILE_ALIVE):
+            republish_after = self.installation.config.republish_after
+            self.send(self.installation.store.awaits.notify([self.id], republish_after, patience=WHILE_ALIVE))
+        self.confirm()
 
     def deliver_stored(self, stored: StoredOutcome) -> Any:
         """Return an outcome of an earlier attempt through the tracer, as that attempt would have."""
@@ -222,6 +235,20 @@ class _Message:
             self.confirm()
             raise Ignore("the workflow was cancelled")
         raise _as_failure(codec.decode_error(stored.payload))
+
+    def warn_of_expiry(self, seconds: float | None) -> None:
+        """Warn once of a chord that will have forgotten this task when it goes on."""
+        conf, name = self.task.app.conf, self.task.name
+        expires = conf.get("result_chord_expires") or conf.result_expires
+        expires = expires.total_seconds() if isinstance(expires, timedelta) else expires
+        if not self.request.chord or not expires or name in _warned or (seconds is not None and seconds < expires):
+            return
+        _warned.add(name)
+        logger.warning(
+            "The workflow %s (%s) is a member of a chord and waits for longer than the result backend keeps its "
+            "counters (%g s): its body may never run. Set result_chord_expires (Celery 5.7) or result_expires higher.",
+            self.id, name, expires,
+        )  # fmt: skip
 
     def confirm(self) -> None:
         self.workflows.confirm(self.node, [self.id], patience=WHILE_ALIVE)
@@ -238,9 +265,8 @@ class _Message:
         ignored = self.request.ignore_result if self.request.ignore_result is not None else self.task.ignore_result
         return not ignored and not isinstance(self.task.backend, DisabledBackend)
 
-    def send(self, message: StoredMessage) -> None:
-        refused = send_stored(self.task.app, [message])
-        if refused:
+    def send(self, messages: Sequence[StoredMessage]) -> None:
+        if messages and (refused := send_stored(self.task.app, messages)):
             self.workflows.unsent(refused, patience=WHILE_ALIVE)
 
     def store_started(self) -> None:
@@ -300,6 +326,10 @@ def _as_failure(error: Exception) -> Exception:
     if not isinstance(error, _CELERYS):
         return error
     return DurableError(f"The workflow raised Celery's {type(error).__name__}, which would end it without an outcome.")
+
+
+def _soonest(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def _waiting(reason: str, seconds: float | None) -> Retry:

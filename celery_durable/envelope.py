@@ -7,14 +7,14 @@ tracing headers included. The body stays the bytes that it was, whatever its ser
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from celery import Celery
 from kombu import Queue
-from kombu.serialization import dumps
+from kombu.serialization import dumps, loads, registry
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
 
@@ -28,6 +28,9 @@ logger = logging.getLogger("celery_durable")
 
 #: Marks our own messages: only messages without it may start a workflow by arriving.
 HEADER = "durable"
+
+#: Lets a worker's main process know when it may have to end a workflow that runs.
+TIMEOUT_HEADER = "durable_timeout"
 
 MAX_ID = 255
 
@@ -161,6 +164,17 @@ class Envelope:
         """Return a copy with other values for these headers."""
         return replace(self, headers={**self.headers, **headers})
 
+    def under(self, workflow_id: str, accept: Collection[str]) -> Envelope:
+        """Return a copy for another workflow, which is no member of this one's group or chord."""
+        headers = {"id": workflow_id, "root_id": workflow_id, "parent_id": None, "group": None, "group_index": None}
+        properties = {**self.properties, "correlation_id": workflow_id}
+        args, kwargs, embed = loads(self.body, self.content_type, self.content_encoding, accept=accept)
+        if not embed.get("chord"):
+            return replace(self, properties=properties, headers={**self.headers, **headers})
+        serializer = registry.type_to_name[self.content_type]
+        body = _encoded((args, kwargs, {**embed, "chord": None}), serializer, str(self.headers.get("task")))[2]
+        return replace(self, body=body, properties=properties, headers={**self.headers, **headers})
+
     def send(self, app: Celery, producer: Any, published_at: datetime | None) -> None:
         """Send, with one more try at once; raises what the broker says."""
         ours = {"queue": self.queue, "published": _stamp(published_at)}
@@ -181,15 +195,15 @@ class Envelope:
         )
 
 
-def check_id(workflow_id: Any) -> str:
-    """Raise ValueError for a task id that can't be a workflow's."""
+def check_id(workflow_id: Any, what: str = "task_id") -> str:
+    """Raise ValueError for an id that can't be a workflow's."""
     if not isinstance(workflow_id, str) or not workflow_id:
-        raise ValueError(f"A workflow's task_id must be a string that isn't empty, not {workflow_id!r}.")
+        raise ValueError(f"A workflow's {what} must be a string that isn't empty, not {workflow_id!r}.")
     if len(workflow_id) > MAX_ID:
-        raise ValueError(f"A workflow's task_id may have {MAX_ID} characters, this one has {len(workflow_id)}.")
+        raise ValueError(f"A workflow's {what} may have {MAX_ID} characters, this one has {len(workflow_id)}.")
     if printable(workflow_id) != workflow_id:
         raise ValueError(
-            "A workflow's task_id can't contain a NUL character or a lone surrogate: Postgres doesn't store them."
+            f"A workflow's {what} can't contain a NUL character or a lone surrogate: Postgres doesn't store them."
         )
     return workflow_id
 
@@ -209,7 +223,7 @@ _REQUEST_HEADERS = (
 )  # fmt: skip
 
 
-def send_stored(app: Celery, messages: list[StoredMessage]) -> list[str]:
+def send_stored(app: Celery, messages: Sequence[StoredMessage]) -> list[str]:
     """Send stored messages by the process's pool; return the ids of those that the broker didn't take."""
     try:
         with broker.producer(app) as producer:
@@ -219,7 +233,7 @@ def send_stored(app: Celery, messages: list[StoredMessage]) -> list[str]:
         return [message.workflow_id for message in messages]
 
 
-def send_all(app: Celery, producer: Any, messages: list[StoredMessage]) -> list[str]:
+def send_all(app: Celery, producer: Any, messages: Sequence[StoredMessage]) -> list[str]:
     """Send stored messages in order; return the ids of those that the broker didn't take."""
     for number, message in enumerate(messages):
         try:

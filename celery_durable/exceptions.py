@@ -143,13 +143,15 @@ class ControlFlow(BaseException):
 class Suspended(ControlFlow):
     """The workflow waits and gives its worker slot back; it is resumed by replay.
 
-    ``reason`` says for what, ``seconds`` until when at the latest (None: until something arrives).
+    ``reason`` says for what, ``seconds`` until when at the latest (None: until something arrives), ``wakers`` what may
+    arrive.
     """
 
-    def __init__(self, reason: str, seconds: float | None = None) -> None:
+    def __init__(self, reason: str, seconds: float | None = None, wakers: Any = None) -> None:
         super().__init__(reason, seconds)
         self.reason = reason
         self.seconds = seconds
+        self.wakers = wakers
 
 
 class Cancelled(ControlFlow):

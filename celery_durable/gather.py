@@ -1,27 +1,33 @@
-"""``durable.gather``: several steps at once."""
+"""Several things at once: ``durable.gather``, ``durable.wait_first``."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from celery.canvas import Signature
 from celery.exceptions import NotRegistered
 
-from .client import WorkflowHandle
+from .adapter import StepSignature
+from .callables import Callables, caller_of
+from .calls import awaited, bind, only_in_workflow, run_here
 from .engine import loop
 from .engine.context import Attempt, current_attempt, current_step
 from .engine.gathering import gather_calls
-from .engine.step import Answer, Call
+from .engine.step import Answer, Body, Call
+from .engine.wait import Ends, first_of
+from .engine.waiting import IN_THREAD, complete
 from .exceptions import NotAllowedInStep, NotInWorkflow
-from .task import Callables, StepSignature, Workflow, caller_of
+from .handle import WorkflowHandle, end_of
+from .task import Workflow
 
 MAX_CONCURRENCY = 16
+_FIRST = "wait for the first of several workflows"
 
 #: What makes a place other than the default one, in options and in routes.
 _PLACES = ("queue", "routing_key", "exchange")
@@ -30,52 +36,79 @@ _warned: set[str] = set()
 
 
 def gather(*things: Any, return_exceptions: bool = False, max_concurrency: int = MAX_CONCURRENCY) -> list[Any]:
-    """Run steps at once, and return their values in the order of the arguments.
+    """Run steps at once, await workflows together, and return their values in the order of the arguments.
 
     Takes signatures of steps, ``charge.s(1)`` or ``durable.as_step(function, name=…).s(1)``; each runs inline, in a
-    thread of this process, at most ``max_concurrency`` of them at a time. All of them run to their end. Then, as with
-    ``asyncio.gather``, the first error in the order of the arguments is raised, or with ``return_exceptions`` all
-    errors stand among the values.
+    thread of this process, at most ``max_concurrency`` of them at a time. Takes signatures of workflows, which are
+    started as children, and handles of workflows; all of them are awaited together, without a worker, and the last one
+    that ends wakes this one. All that was gathered runs to its end. Then, as with ``asyncio.gather``, the first error
+    in the order of the arguments is raised, or with ``return_exceptions`` all errors stand among the values.
 
     Every step is kept for itself: what has finished doesn't run again when another one fails or the worker dies. A
     step that backs off for long lets the others go on; when all that are left do so, the worker is given back.
     After the worker has died twice in a row, steps run one at a time until it is known which of them kills it.
-    Outside a workflow the steps are called one after the other.
+    Outside a workflow steps are called one after the other.
 
-    Raises TypeError for anything else than steps, NotAllowedInStep, NotInWorkflow in an async workflow (await
-    ``agather`` there).
+    Raises TypeError for anything else, NotAllowedInStep, NotInWorkflow in an async workflow (await ``agather`` there),
+    and outside a workflow for anything but steps.
     """
-    steps = _steps(things, max_concurrency)
-    attempt = _caller_of(steps)
+    gathered = _gathered(things, max_concurrency)
+    attempt = _caller_of(gathered)
     if attempt is None:
-        return _outcomes([step.plain_answer() for step in steps], return_exceptions)
+        return _outcomes([each.plain_answer() for each in _only_steps(gathered)], return_exceptions)
     if attempt.on_loop:
         raise NotInWorkflow(
             "gather() would block the event loop: write `await durable.agather(…)` in an async workflow."
         )
-    calls = [(step.bind(attempt), step.callables.body) for step in steps]
-    return _outcomes(gather_calls(attempt, calls, max_concurrency), return_exceptions)
+    bound = [each.bind(attempt) for each in gathered]
+    steps = [each for each in bound if isinstance(each, _BoundStep)]
+    answers = dict(
+        zip(steps, gather_calls(attempt, [(step.call, step.body) for step in steps], max_concurrency), strict=True)
+    )
+    ends = _ends(attempt, bound)
+    awaited = iter(complete(ends.run(IN_THREAD)) if ends else ())
+    found = [answers[each] if isinstance(each, _BoundStep) else next(awaited) for each in bound]
+    return _outcomes(found, return_exceptions)
 
 
-async def agather(*things: Any, return_exceptions: bool = False, max_concurrency: int = MAX_CONCURRENCY) -> list[Any]:
-    """Run steps at once in an async workflow, as ``gather``: async ones on the event loop, others in threads.
+def agather(
+    *things: Any, return_exceptions: bool = False, max_concurrency: int = MAX_CONCURRENCY
+) -> Coroutine[Any, Any, list[Any]]:
+    """Return what an async workflow awaits to run steps at once and to await workflows, as ``gather``.
 
-    Errors and the order of values are those of ``gather``. ``asyncio.gather`` of steps works, too; but which of
-    several errors comes first is then a matter of time, and needn't be the same on a replay.
+    Async steps run on the event loop, others in threads. Errors and the order of values are those of ``gather``.
+    ``asyncio.gather`` works, too; but which of several errors comes first is then a matter of time, and needn't be the
+    same on a replay.
     """
-    steps = _steps(things, max_concurrency)
-    attempt = _caller_of(steps)
+    gathered = _gathered(things, max_concurrency)
+    attempt = _caller_of(gathered)
     if attempt is not None and not attempt.on_loop:
         raise NotInWorkflow("Only an async workflow can await agather(): call durable.gather(…).")
-    places = asyncio.Semaphore(max_concurrency)
+    return _agather(attempt, gathered, return_exceptions, asyncio.Semaphore(max_concurrency))
+
+
+async def _agather(
+    attempt: Attempt | None, gathered: list[_Gathered], return_exceptions: bool, places: asyncio.Semaphore
+) -> list[Any]:
     if attempt is None:
-        answers = [step.awaited_answer for step in steps]
-    else:
-        answers = [partial(loop.answer_of, step.bind(attempt), step.callables.body) for step in steps]
-    found = await asyncio.gather(*(_in_place(places, answer) for answer in answers), return_exceptions=True)
-    if attempt is not None:
-        attempt.check_going()
-    return _outcomes(found, return_exceptions)
+        found = await asyncio.gather(*(_in_place(places, each.awaited_answer) for each in _only_steps(gathered)))
+        return _outcomes(found, return_exceptions)
+    bound = [await each.abind(attempt) for each in gathered]
+    running = [
+        _in_place(places, partial(loop.answer_of, each.call, each.body))
+        for each in bound
+        if isinstance(each, _BoundStep)
+    ]
+    ends = _ends(attempt, bound)
+    waits = [attempt.flights.carry(ends.run(loop.ON_LOOP))] if ends else []
+    landed = await asyncio.gather(*waits, *running, return_exceptions=True)
+    attempt.check_going()
+    for each in landed[: len(waits)]:
+        if isinstance(each, BaseException):
+            raise each
+    ended: list[Answer] = landed[0] if waits else []  # type: ignore[assignment]
+    awaited, answers = iter(ended), iter(landed[len(waits) :])
+    return _outcomes([next(answers if isinstance(each, _BoundStep) else awaited) for each in bound], return_exceptions)
 
 
 async def _in_place(places: asyncio.Semaphore, answer: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -83,17 +116,79 @@ async def _in_place(places: asyncio.Semaphore, answer: Callable[[], Awaitable[An
         return await answer()
 
 
+def wait_first(handles: Iterable[WorkflowHandle[Any]]) -> WorkflowHandle[Any]:
+    """Return the handle of the first of these workflows that ends, and wait for that without a worker.
+
+    The same on every replay; the others run on. Raises ValueError for none at all, TypeError for anything but handles,
+    WorkflowNotFound, NotInWorkflow, NotAllowedInStep.
+    """
+    attempt = only_in_workflow(_FIRST)
+    by_id, call = _firsts(attempt, handles)
+    answer = run_here(attempt, partial(first_of, call, list(by_id)), "await durable.await_first(…)")
+    return by_id[answer.get()]
+
+
+def await_first(handles: Iterable[WorkflowHandle[Any]]) -> Coroutine[Any, Any, WorkflowHandle[Any]]:
+    """Return what an async workflow awaits for the first of some workflows, as ``wait_first``."""
+    attempt = only_in_workflow(_FIRST)
+    by_id, call = _firsts(attempt, handles)
+    first = awaited(attempt, partial(first_of, call, list(by_id)), "durable.wait_first(…)")
+
+    async def handle() -> WorkflowHandle[Any]:
+        return by_id[(await first).get()]
+
+    return handle()
+
+
+def _firsts(attempt: Attempt, handles: Iterable[WorkflowHandle[Any]]) -> tuple[dict[str, WorkflowHandle[Any]], Call]:
+    by_id = {}
+    for handle in handles:
+        if not isinstance(handle, WorkflowHandle):
+            raise TypeError(f"wait_first() takes handles of workflows, not {handle!r:.100}: start them with delay().")
+        by_id[handle.target_in(attempt)] = handle
+    if not by_id:
+        raise ValueError("wait_first() needs at least one handle.")
+    return by_id, bind(attempt, "wait_first", *by_id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _BoundStep:
+    """A step that is to run, under its key."""
+
+    call: Call
+    body: Body
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _BoundEnd:
+    """A workflow that is to be awaited, under the key of that."""
+
+    call: Call
+    target: str
+
+
+class _Gathered(Protocol):
+    """One of the things that are gathered."""
+
+    def bind(self, attempt: Attempt) -> _BoundStep | _BoundEnd: ...
+    async def abind(self, attempt: Attempt) -> _BoundStep | _BoundEnd: ...
+
+
 @dataclass(frozen=True, slots=True)
-class _Gathered:
-    """One signature of a step."""
+class _Step:
+    """A signature of a step."""
 
     callables: Callables
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def bind(self, attempt: Attempt) -> Call:
+    def bind(self, attempt: Attempt) -> _BoundStep:
         """Settle the key of the call."""
-        return Call(attempt, self.callables.spec, self.args, self.kwargs)
+        return _BoundStep(Call(attempt, self.callables.spec, self.args, self.kwargs), self.callables.body)
+
+    async def abind(self, attempt: Attempt) -> _BoundStep:
+        """Settle the key of the call."""
+        return self.bind(attempt)
 
     def plain_answer(self) -> Answer:
         """Call the step outside a workflow; an async one is run to its end."""
@@ -111,34 +206,81 @@ class _Gathered:
             return Answer(error=error, cause=error.__cause__)
 
 
-def _caller_of(steps: list[_Gathered]) -> Attempt | None:
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """A workflow that runs already."""
+
+    handle: WorkflowHandle[Any]
+
+    def bind(self, attempt: Attempt) -> _BoundEnd:
+        """Settle the key of the wait for it."""
+        target = self.handle.target_in(attempt)
+        return _BoundEnd(end_of(attempt, target), target)
+
+    async def abind(self, attempt: Attempt) -> _BoundEnd:
+        """Settle the key of the wait for it."""
+        return self.bind(attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A signature of a workflow."""
+
+    signature: Signature
+
+    def bind(self, attempt: Attempt) -> _BoundEnd:
+        """Start it as a child, and settle the key of the wait for it."""
+        return _Handle(self.signature.clone().apply_async()).bind(attempt)
+
+    async def abind(self, attempt: Attempt) -> _BoundEnd:
+        """Start it without blocking the event loop."""
+        return _Handle(await self.signature.type.astart(self.signature)).bind(attempt)
+
+
+def _ends(attempt: Attempt, bound: Iterable[_BoundStep | _BoundEnd]) -> Ends | None:
+    ends = [each for each in bound if isinstance(each, _BoundEnd)]
+    return Ends([each.call for each in ends], [each.target for each in ends]) if ends else None
+
+
+def _only_steps(gathered: list[_Gathered]) -> list[_Step]:
+    """Return the steps; raise NotInWorkflow if there is anything else, before any of them is called."""
+    steps = [each for each in gathered if isinstance(each, _Step)]
+    if len(steps) < len(gathered):
+        only_in_workflow("gather workflows")
+    return steps
+
+
+def _caller_of(gathered: list[_Gathered]) -> Attempt | None:
+    steps = [each for each in gathered if isinstance(each, _Step)]
     return caller_of(steps[0].callables.spec.name) if steps else current_attempt()
 
 
-def _steps(things: Iterable[Any], max_concurrency: int) -> list[_Gathered]:
+def _gathered(things: Iterable[Any], max_concurrency: int) -> list[_Gathered]:
     if current_step() is not None:
         raise NotAllowedInStep("A step can't gather steps: do that in the workflow, between steps.")
     if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
         raise ValueError(f"max_concurrency must be a whole number from 1, not {max_concurrency!r}.")
-    steps = []
-    for thing in things:
-        callables = _callables_of(thing)
-        if isinstance(thing, Signature):
-            _warn_of_route(thing, callables.spec.name)
-        steps.append(_Gathered(callables, tuple(thing.args), dict(thing.kwargs)))
-    return steps
+    return [_of(thing) for thing in things]
 
 
-def _callables_of(thing: Any) -> Callables:
-    """Return what a signature of a step calls; raise TypeError for anything else."""
+def _of(thing: Any) -> _Gathered:
+    """Return how a thing is gathered; raise TypeError for what can't be."""
+    if isinstance(thing, WorkflowHandle):
+        return _Handle(thing)
     if isinstance(thing, Signature | StepSignature):
         task = _task_of(thing)
         callables = getattr(thing, "durable_step", None) or getattr(task, "durable_step", None)
         if isinstance(callables, Callables):
-            return callables
+            if isinstance(thing, Signature):
+                _warn_of_route(thing, callables.spec.name)
+                _warn_of_options(thing, callables.spec.name)
+            return _Step(callables, tuple(thing.args), dict(thing.kwargs))
         if isinstance(task, Workflow):
-            raise TypeError(f"gather() takes steps, and {thing!r} is a workflow: start it with delay().")
-    raise TypeError(f"gather() takes signatures of steps, such as charge.s(1), not {thing!r}: {_advice(thing)}")
+            return _Start(thing)
+    raise TypeError(
+        f"gather() takes signatures of steps and workflows, such as charge.s(1), and handles, not {thing!r}: "
+        f"{_advice(thing)}"
+    )
 
 
 def _task_of(thing: Any) -> Any:
@@ -154,13 +296,25 @@ def _task_of(thing: Any) -> Any:
 def _advice(thing: Any) -> str:
     if inspect.iscoroutine(thing):
         return "write fetch.s(1) for fetch(1)."
-    if isinstance(thing, WorkflowHandle):
-        return "a workflow that was started runs by itself."
     if isinstance(thing, list | tuple | set) or inspect.isgenerator(thing):
         return "write gather(*signatures)."
     if _task_of(thing) is not None:
         return "a plain task becomes a step by durable.as_step(task).s(…)."
     return "a sequence becomes a step as a function, durable.as_step(function).s(…)."
+
+
+#: What is meant for a message, and gather sends none.
+_OF_MESSAGES = ("countdown", "eta", "expires", "link", "link_error", "priority")
+
+
+def _warn_of_options(signature: Signature, name: str) -> None:
+    unheeded = sorted(option for option in _OF_MESSAGES if signature.options.get(option))
+    if unheeded:
+        warnings.warn(
+            f"gather() runs the step {name} inline, where {', '.join(unheeded)} of its signature mean nothing: "
+            f"{name}.apply_async(…) sends it.",
+            stacklevel=5,
+        )
 
 
 def _warn_of_route(signature: Signature, name: str) -> None:
@@ -175,7 +329,7 @@ def _warn_of_route(signature: Signature, name: str) -> None:
         warnings.warn(
             f"gather() runs the step {name} in this worker, although its own place is {place!r}: {name}.delay(…) would "
             "run it there.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -15,12 +15,12 @@ from .config import Config, check_names, setting_names
 from .connections import DjangoConnections
 from .engine.context import Engine, current_attempt
 from .engine.observer import Observers
-from .events import StepEvents
 from .exceptions import NotInstalled
 from .monitoring import LogObserver
 from .recovery import Recovery, Send
 from .serialization import Codec
-from .store import Store
+from .step_events import StepEvents
+from .store import Listener, Store
 
 _ATTRIBUTE = "_celery_durable"
 _KEY = re.compile(r"durable_(\w+)", re.IGNORECASE)
@@ -81,6 +81,11 @@ class Installation:
     def store_of_one_thread(self) -> Store:
         """Return a store with a connection of its own."""
         return self._store(Store.of_one_thread)
+
+    def listener(self) -> Listener:
+        """Return what hears of commits in outboxes, with a connection of its own."""
+        config = self.config
+        return Listener.of(config.database_url, config.schema, lease=config.lease)
 
     def recovery(self, send: Send, *, store: Store | None = None, patience: float) -> Recovery:
         """Return the duties of the recovery, which send with ``send``."""

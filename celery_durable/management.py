@@ -1,16 +1,59 @@
-"""Workflows steered from outside."""
+"""Workflows steered from outside: cancelled, resumed, forked, one or many."""
 
 from __future__ import annotations
 
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from celery import Celery
 
-from .client import CALLER_PATIENCE, WorkflowHandle, get_workflow_status
+from . import states
+from .calls import caller_of, forbid_in_plain_function
+from .cancellation import cancel_all
+from .client import CALLER_PATIENCE, list_workflows
 from .engine.context import current_step
-from .envelope import send_stored
-from .exceptions import NotAllowedInStep, WorkflowConflict
-from .installation import find
+from .engine.step import StepSpec, call_step
+from .envelope import Envelope, check_id, send_stored
+from .exceptions import WorkflowConflict, WorkflowNotFound
+from .handle import WorkflowHandle
+from .installation import Installation, find
+from .outbox import current, forbid_in_outbox
+from .store import Fork
+from .store.rows import StoredMessage
+
+T = TypeVar("T")
+
+#: Most workflows that a filter may mean at once.
+MOST = 10_000
+
+
+def cancel_workflow(id: str, children: bool = False, app: Celery | None = None) -> bool:
+    """End a workflow as CANCELLED at once, whatever its state; False if it had ended before.
+
+    A step that runs isn't interrupted, unless it is ``cancellable``: it may still record its outcome, and no next one
+    starts. ``children``: with all that it has started, and what those have. Its ``on_cancel`` is started in the same
+    statement. In an ``outbox`` that is done by the caller's commit, and True is returned.
+
+    Raises WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    return bool(_steered("cancel_workflow", lambda: _cancel(installation, [check_id(id)], children), id, children))
+
+
+def cancel_workflows(
+    ids: Iterable[str] | None = None, children: bool = False, app: Celery | None = None, **filters: Any
+) -> list[str]:
+    """End many workflows as CANCELLED, as ``cancel_workflow``: by ids, or by the filters of ``list_workflows``.
+
+    All of them or none: an id that doesn't exist raises WorkflowNotFound, and nothing is cancelled. Returns the ids of
+    those that hadn't ended before.
+
+    Raises ValueError without ids and filters, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    chosen = _chosen(installation, ids, filters, states.LIVE)
+    return _steered("cancel_workflows", lambda: _cancel(installation, chosen(), children), *_said(ids, filters))
 
 
 def resume_workflow(id: str, app: Celery | None = None) -> WorkflowHandle[Any]:
@@ -22,15 +65,174 @@ def resume_workflow(id: str, app: Celery | None = None) -> WorkflowHandle[Any]:
     Raises WorkflowNotFound, WorkflowConflict if it is in any other state, NotAllowedInStep, NotInstalled,
     DatabaseUnavailable.
     """
-    if current_step() is not None:
-        raise NotAllowedInStep("A step can't resume a workflow: do that in the workflow, between steps.")
     installation = find(app)
+    (resumed,) = _steered("resume_workflow", lambda: _resume(installation, [check_id(id)]), id)
+    return WorkflowHandle(resumed, app=installation.app)
+
+
+def resume_workflows(
+    ids: Iterable[str] | None = None, app: Celery | None = None, **filters: Any
+) -> list[WorkflowHandle[Any]]:
+    """Let many workflows go on, as ``resume_workflow``: by ids, or by the filters of ``list_workflows``.
+
+    All of them or none: if one of them can't be resumed, WorkflowConflict names it, and nothing is resumed.
+
+    Raises ValueError without ids and filters, WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    chosen = _chosen(installation, ids, filters, states.FINAL - {states.SUCCESS})
+    resumed = _steered("resume_workflows", lambda: _resume(installation, chosen()), *_said(ids, filters))
+    return [WorkflowHandle(each, app=installation.app) for each in resumed]
+
+
+def fork_workflow(
+    id: str, from_step: str | None = None, new_id: str | None = None, app: Celery | None = None
+) -> WorkflowHandle[Any]:
+    """Start a new workflow with the arguments of another one and what that had completed before a step.
+
+    ``from_step`` is the key of a step, as ``list_workflow_steps`` shows it; None runs all steps anew. Steps that run
+    have other idempotency keys than those of the other workflow. Chains and links of it follow the new one, too; it is
+    no member of its group or chord.
+
+    Raises WorkflowNotFound; ValueError for a step that there isn't, with those that there are; WorkflowConflict if
+    ``new_id`` is taken; NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    names = None if new_id is None else [check_id(new_id, "new_id")]
+    (forked,) = _steered(
+        "fork_workflow", lambda: _fork(installation, [check_id(id)], from_step, names), id, from_step, new_id
+    )
+    return WorkflowHandle(forked, app=installation.app)
+
+
+def fork_workflows(
+    ids: Iterable[str] | None = None, from_step: str | None = None, app: Celery | None = None, **filters: Any
+) -> list[WorkflowHandle[Any]]:
+    """Fork many workflows, as ``fork_workflow``: by ids, or by the filters of ``list_workflows``; all of them or none.
+
+    Raises ValueError without ids and filters, and if one of them has no such step; WorkflowNotFound, NotAllowedInStep,
+    NotInstalled, DatabaseUnavailable.
+    """
+    installation = find(app)
+    chosen = _chosen(installation, ids, filters, states.ALL)
+    forked = _steered(
+        "fork_workflows", lambda: _fork(installation, chosen(), from_step, None), *_said(ids, filters), from_step
+    )
+    return [WorkflowHandle(each, app=installation.app) for each in forked]
+
+
+def _steered(name: str, steer: Callable[[], list[str]], *said: Any) -> list[str]:
+    """Do it; in a workflow once, as a step of it."""
+    what = name.replace("_", " ")
+    attempt = caller_of(what)
+    if attempt is None:
+        forbid_in_plain_function(what)
+        return steer()
+    done: list[str] = call_step(attempt, StepSpec(f"durable.{name}"), lambda *said: steer(), said, {})
+    return done
+
+
+def _said(ids: Iterable[str] | None, filters: dict[str, Any]) -> tuple[Any, Any]:
+    return (None if ids is None else list(ids), filters)
+
+
+def _chosen(
+    installation: Installation, ids: Iterable[str] | None, filters: dict[str, Any], fitting: Iterable[str]
+) -> Callable[[], list[str]]:
+    """Return what finds the workflows that are meant, in the states that fit if no state is named."""
+    if ids is not None:
+        if filters:
+            raise ValueError("Name the workflows by ids, or by filters, not by both.")
+        wanted = sorted({check_id(each) for each in ids})
+        return lambda: wanted
+    if not filters:
+        raise ValueError("Which workflows? Pass ids, or filters such as name=… or state=….")
+    asked = {"state": sorted(fitting), "limit": MOST, **filters}
+    return lambda: sorted(each.id for each in list_workflows(app=installation.app, **asked))
+
+
+def _cancel(installation: Installation, ids: Sequence[str], children: bool) -> list[str]:
+    if current(installation) is not None:
+        cancel_all(installation, ids, children=children)
+        return list(ids)
+    _check_known(installation, ids)
+    return cancel_all(installation, ids, children=children)
+
+
+def _resume(installation: Installation, ids: Sequence[str]) -> list[str]:
+    forbid_in_outbox("resume workflows")
+    if not ids:
+        return []
     workflows = installation.store.workflows
-    message = workflows.resume(id, installation.config.republish_after, patience=CALLER_PATIENCE)
-    if message is None:
-        state = get_workflow_status(id, installation.app).state
-        raise WorkflowConflict(f"The workflow {id} is {state}: only one that has ended without success can be resumed.")
-    refused = send_stored(installation.app, [message])
-    if refused:
-        workflows.unsent(refused, patience=CALLER_PATIENCE)
-    return WorkflowHandle(id, app=installation.app)
+    messages = workflows.resume(ids, installation.config.republish_after, patience=CALLER_PATIENCE)
+    if len(messages) < len(ids):
+        _check_known(installation, ids)
+        raise _unresumable(installation, ids)
+    _send(installation, messages)
+    return list(ids)
+
+
+def _unresumable(installation: Installation, ids: Sequence[str]) -> WorkflowConflict:
+    rows = [installation.store.workflows.by_id(each, patience=CALLER_PATIENCE) for each in ids]
+    wrong = [
+        f"{row.id} is {row.state}" for row in rows if row is not None and row.state in states.LIVE | {states.SUCCESS}
+    ]
+    shown = ", ".join(wrong[:10]) or "one of them has changed meanwhile"
+    return WorkflowConflict(
+        f"Only workflows that have ended without success can be resumed, but {shown}: none was resumed."
+    )
+
+
+def _fork(installation: Installation, ids: Sequence[str], from_step: str | None, names: list[str] | None) -> list[str]:
+    forbid_in_outbox("fork workflows")
+    if not ids:
+        return []
+    _check_known(installation, ids)
+    forks = [
+        _fork_of(installation, message, from_step, names[0] if names else _new_id(message.workflow_id))
+        for message in installation.store.workflows.messages_of(ids, patience=CALLER_PATIENCE)
+    ]
+    republish_after = installation.config.republish_after
+    published = installation.store.workflows.fork(forks, republish_after, patience=CALLER_PATIENCE)
+    _send(installation, [
+        StoredMessage(each.workflow_id, published[each.workflow_id], 0, each.envelope, each.body, each.content_type,
+                      each.content_encoding)
+        for each in (fork.message for fork in forks)
+    ])  # fmt: skip
+    return [fork.message.workflow_id for fork in forks]
+
+
+def _fork_of(installation: Installation, message: StoredMessage, from_step: str | None, new_id: str) -> Fork:
+    envelope = Envelope.of_stored(message).under(new_id, accept=installation.codec.accept)
+    cut = _cut(installation, message.workflow_id, from_step)
+    return Fork(message.workflow_id, cut, envelope.stored(new_id, 0))
+
+
+def _cut(installation: Installation, workflow_id: str, from_step: str | None) -> int:
+    """Return the place of a step; 0: before all of them."""
+    if from_step is None:
+        return 0
+    steps = installation.store.checkpoints.of_workflow(workflow_id, patience=CALLER_PATIENCE)
+    for step in steps:
+        if step.key == from_step:
+            return step.seq
+    keys = ", ".join(step.key for step in steps[:50]) or "none"
+    raise ValueError(f"The workflow {workflow_id} has no step {from_step!r}; it has: {keys}.")
+
+
+def _new_id(workflow_id: str) -> str:
+    """Return an id for a fork; in a workflow it is the same if that statement is made again."""
+    step = current_step()
+    return str(uuid.uuid4() if step is None else uuid.uuid5(uuid.UUID(step.idempotency_key), workflow_id))
+
+
+def _check_known(installation: Installation, ids: Sequence[str]) -> None:
+    known = installation.store.workflows.names_of(ids, patience=CALLER_PATIENCE)
+    unknown = [each for each in ids if each not in known]
+    if unknown:
+        raise WorkflowNotFound(f"There is no workflow {', '.join(map(repr, unknown[:10]))}; nothing was done.")
+
+
+def _send(installation: Installation, messages: Sequence[StoredMessage]) -> None:
+    if refused := send_stored(installation.app, messages):
+        installation.store.workflows.unsent(refused, patience=CALLER_PATIENCE)

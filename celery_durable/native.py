@@ -62,6 +62,7 @@ class Bell:
         self._poll = original("select", "poll")()
         self._poll.register(self._reader)
         self._processes: dict[int, int] = {}  # pidfd -> pid
+        self._heard: int | None = None
 
     def ring(self) -> None:
         """End the current or the next wait."""
@@ -92,6 +93,17 @@ class Bell:
         for descriptor, pid in list(self._processes.items()):
             if pid not in pids:
                 self._forget(descriptor)
+
+    def listen(self, descriptor: int | None) -> None:
+        """End waits when there is something to be read from this descriptor, too; it stays its owner's."""
+        if self._green or descriptor == self._heard:
+            return
+        if self._heard is not None:
+            with suppress(KeyError, OSError):  # closed by its owner
+                self._poll.unregister(self._heard)
+        if descriptor is not None:
+            self._poll.register(descriptor, original("select", "POLLIN"))
+        self._heard = descriptor
 
     def close(self) -> None:
         """Close all descriptors."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from .broker import connection_for_write
 from .envelope import is_id, send_all
+from .exceptions import DatabaseUnavailable, WorkflowCancelledError
 from .heartbeat import Heartbeat
 from .installation import Installation
 from .native import Loop, logger, original
@@ -55,7 +56,8 @@ class Node(Loop):
         )
         self._store = installation.store_of_one_thread()
         self._recovery = installation.recovery(self._send, store=self._store, patience=_NO_PATIENCE)
-        self._lost, self._killed = _Box(lock()), _Box(lock())
+        self._listener = installation.listener()
+        self._lost, self._killed, self._revoked = _Box(lock()), _Box(lock()), _Box(lock())
         self._cancelled: deque[Any] = deque()
         self._pool_pids: Callable[[], set[int]] = set
         self._notice_deaths: Callable[[], None] = lambda: None
@@ -96,6 +98,12 @@ class Node(Loop):
         self._cancelled.append(request)
         self.bell.ring()
 
+    def revoke(self, ids: Iterable[str]) -> None:
+        """Celery was told to revoke these; what isn't a workflow is no affair of the database."""
+        for workflow_id in filter(is_id, ids):
+            self._revoked.add(workflow_id, None)
+        self.bell.ring()
+
     def wake_in(self, seconds: float) -> None:
         """A workflow of this worker waits for so long."""
         self._timer_due = min(self._timer_due, time.monotonic() + seconds)
@@ -133,6 +141,8 @@ class Node(Loop):
         began = self._turned_at = time.monotonic()
         self.bell.watch(self._pool_pids())
         said = self._flush()
+        self.attempt(self._listen)
+        self.attempt(self._hear)
         if began >= self._timer_due:
             self._timer_due = math.inf
             self.attempt(self._wake)
@@ -153,11 +163,12 @@ class Node(Loop):
         """Say what is left to be said."""
         self._flush()
         self._disconnect()
+        self._listener.close()
         self._store.close()
 
     def _flush(self) -> bool:
         """Say what waits to be said; True if all of it could be."""
-        return all([self.attempt(duty) for duty in (self._confirm, self._rescue, self._hand_over)])
+        return all([self.attempt(duty) for duty in (self._cancel, self._confirm, self._rescue, self._hand_over)])
 
     def _confirm(self) -> None:
         delivered = self._registry.delivered()
@@ -189,9 +200,39 @@ class Node(Loop):
                 self._registry.let_go(killed)
                 self._recovery.republish()
 
+    def _cancel(self) -> None:
+        with self._revoked.taken() as revoked:
+            if revoked:
+                verdict = self._installation.codec.encode_error(WorkflowCancelledError("The workflow was revoked."))
+                ids = self._store.workflows.cancel(revoked, verdict=verdict, patience=_NO_PATIENCE)
+                if ids:
+                    self._recovery.notify()
+                    self._recovery.republish()
+
     def _wake(self) -> None:
+        self._recovery.expire()
         self._recovery.wake()
         self._recovery.republish()
+        due = self._recovery.next_due()
+        if due is not None and due < self._config.recovery_interval:
+            self.wake_in(max(due, 0.0))
+
+    def _listen(self) -> None:
+        """Hear of commits in outboxes while this node sweeps; without that, the next sweep finds them."""
+        if self._config.pgbouncer or not self._heartbeat.elected:
+            self.bell.listen(None)
+            return
+        try:
+            self.bell.listen(self._listener.fileno())
+        except DatabaseUnavailable:
+            self.bell.listen(None)
+            raise
+
+    def _hear(self) -> None:
+        if self._listener.heard():
+            self._recovery.cancel()
+            self._recovery.tell()
+            self._recovery.republish()
 
     def _is_able(self) -> bool:
         """Tell whether this thread turns: one that hangs must not be the one that sweeps."""

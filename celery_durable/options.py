@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from celery import Task
+from celery.canvas import Signature
 
 from .config import seconds
 from .engine.retry import DEFAULT_RETRIES, RetryPolicy
@@ -31,7 +32,7 @@ STEP_OPTIONS = (
     "retry_backoff_max", "retry_jitter", "default_retry_delay", "retry_kwargs", "throws", "soft_time_limit",
     "time_limit", "cancellable", "atomic", "serializer", "compression",
 )  # fmt: skip
-WORKFLOW_OPTIONS = ("workflow_timeout", "max_recovery_attempts")
+WORKFLOW_OPTIONS = ("workflow_timeout", "max_recovery_attempts", "on_cancel")
 #: What ``as_step`` takes over of a Celery task.
 _OF_A_TASK = STEP_OPTIONS[: STEP_OPTIONS.index("throws") + 1]
 #: Celery's own options, as its documentation lists them; those that are easily meant otherwise are left out.
@@ -103,11 +104,13 @@ def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any
     return spec
 
 
-def check_workflow_options(timeout: Any, max_recovery_attempts: Any) -> None:
+def check_workflow_options(workflow_timeout: Any, max_recovery_attempts: Any, on_cancel: Any) -> None:
     """Raise ConfigurationError for an option of a workflow that can't be meant."""
     check_count(max_recovery_attempts, "max_recovery_attempts")
-    if timeout is not None:
-        seconds(timeout, "workflow_timeout")
+    if workflow_timeout is not None:
+        seconds(workflow_timeout, "workflow_timeout")
+    if on_cancel is not None and not isinstance(on_cancel, Signature):
+        raise ConfigurationError(f"on_cancel must be a signature, such as refund.s(1), not {on_cancel!r:.100}.")
 
 
 def check_names(options: Iterable[str]) -> None:

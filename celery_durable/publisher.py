@@ -12,13 +12,14 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Any
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
+from celery.canvas import Signature
 from celery.result import task_join_will_block
 from celery.utils import uuid as new_id
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -28,14 +29,24 @@ from .broker import SHORT_TRY
 from .broker import producer as broker_producer
 from .client import CALLER_PATIENCE
 from .config import LONGEST, seconds
-from .engine.context import current_attempt, current_step
-from .envelope import Envelope, check_id, is_id
-from .exceptions import DatabaseUnavailable, NotAllowedInStep, WorkflowConflict
+from .engine.context import WHILE_ALIVE, current_attempt
+from .engine.step import Call
+from .engine.wait import record_of
+from .envelope import TIMEOUT_HEADER, Envelope, check_id, is_id
+from .exceptions import ConfigurationError, DatabaseUnavailable, WorkflowConflict
 from .installation import Installation, installed_on
+from .outbox import Box
+from .outbox import current as current_box
 from .store import Birth
+from .store.rows import Checkpoint, Published
 from .text import printable
 
 logger = logging.getLogger("celery_durable")
+
+#: The workflow that is nothing but one step, on the queue of that.
+STEP_TASK = "celery_durable.step"
+#: What Celery's options say of where a task runs, and how its message is written.
+_PLACES = ("queue", "exchange", "routing_key", "priority", "expires", "serializer", "compression")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,8 @@ class Start:
     #: Until it may start; None: now.
     delay: float | None = None
     timeout: float | None = None
+    deduplication_id: str | None = None
+    on_cancel: Birth | None = None
 
 
 class RowFirst:
@@ -57,7 +70,8 @@ class RowFirst:
         self._start = start
         self._producer = producer
         self.connection = _Unconnected()
-        self._published = False
+        #: The workflow that was started, or that had been already.
+        self.started: str | None = None
 
     def __bool__(self) -> bool:
         # Celery takes a producer that is false for none at all.
@@ -65,19 +79,18 @@ class RowFirst:
 
     def publish(self, body: Any, **options: Any) -> None:
         """Write the row, then send. A later call is Celery's own task-sent event, which is only passed on."""
-        if self._published:
+        if self.started is not None:
             self._pass_on(body, options)
             return
         envelope = self._envelope(body, options)
         workflow_id = str(envelope.headers["id"])
         observers = self._installation.observers
         observers.tell("publishing", workflow_id)
-        birth = self._birth(workflow_id, envelope)
-        ours, published_at = self._write(birth)
-        self._published = True
+        published = self._write(birth_of(self._installation, envelope, workflow_id, self._start))
+        self.started = published.holder or workflow_id
         observers.tell("published", workflow_id)
-        if ours and self._start.delay is None:
-            self._send(workflow_id, envelope, published_at)
+        if published.born and published.published_at is not None:
+            self._send(workflow_id, envelope, published.published_at)
 
     def revive(self, connection: Any) -> None:
         """Nothing: Celery does this before it tries a publish again."""
@@ -86,35 +99,26 @@ class RowFirst:
         app = self._installation.app
         envelope = Envelope.of_publish(body, options, app.conf.task_serializer)
         self._installation.codec.check_size(envelope.body, f"The message of the task {envelope.headers.get('task')}")
-        return envelope.changed(ignore_result=self._start.ignore_result)
+        ours = {} if self._start.timeout is None else {TIMEOUT_HEADER: self._start.timeout}
+        return envelope.changed(ignore_result=self._start.ignore_result, **ours)
 
-    def _birth(self, workflow_id: str, envelope: Envelope) -> Birth:
-        return birth_of(self._installation, envelope, workflow_id, self._start)
-
-    def _write(self, birth: Birth) -> tuple[bool, datetime | None]:
+    def _write(self, birth: Birth) -> Published:
         """Write the row; tell whether its message is ours to send.
 
-        After a lost answer the row that is found there is most likely our own: one message too many is harmless,
-        none at all would cost the workflow ``republish_after``.
+        After a lost answer the row that is found there is most likely our own.
         """
         publish = self._installation.store.workflows.publish
-        answer_lost = False
         try:
-            born, published_at = publish(birth, patience=0)
+            return self._checked(birth, publish(birth, patience=0))
         except DatabaseUnavailable:
-            answer_lost = True
-            born, published_at = publish(birth, patience=CALLER_PATIENCE)
-        if not born:
-            self._check_name(birth)
-        return born or answer_lost, published_at
+            return _as_ours(birth, self._checked(birth, publish(birth, patience=CALLER_PATIENCE)))
 
-    def _check_name(self, birth: Birth) -> None:
-        taken_by = self._installation.store.workflows.name_of(birth.id, patience=CALLER_PATIENCE)
-        if taken_by is not None and taken_by != birth.name:
-            raise WorkflowConflict(
-                f"The id {birth.id!r} is taken by a workflow of the task {taken_by}, so {birth.name} can't have it: "
-                "choose another task_id."
-            )
+    def _checked(self, birth: Birth, published: Published) -> Published:
+        """Raise WorkflowConflict if the id belongs to another task."""
+        if not published.born and published.holder is None:
+            names = self._installation.store.workflows.names_of([birth.id], patience=CALLER_PATIENCE)
+            check_taken(birth, names.get(birth.id))
+        return published
 
     def _send(self, workflow_id: str, envelope: Envelope, published_at: datetime | None) -> None:
         """Wake a worker. The row is safe: if the broker doesn't answer, recovery sends the message later."""
@@ -157,6 +161,52 @@ class RowFirst:
             logger.debug("The task-sent event of a workflow couldn't be sent (%r).", error)
 
 
+class OfChild(RowFirst):
+    """The producer of a workflow that starts another one: the child's rows and the parent's checkpoint are one."""
+
+    def __init__(self, installation: Installation, start: Start, producer: Any, call: Call) -> None:
+        super().__init__(installation, start, producer)
+        self._call = call
+
+    def _write(self, birth: Birth) -> Published:
+        call, attempt = self._call, self._call.attempt
+        attempt.check_going()
+        record = record_of(call, call.encode(birth.id))
+        child = self._installation.store.workflows.bear(attempt.fence, record, birth, patience=WHILE_ALIVE)
+        attempt.judge(None if child is None else child.standing)
+        assert child is not None
+        check_taken(birth, child.taken_by)
+        published = child.published
+        started = published.holder or birth.id
+        attempt.history[call.key] = Checkpoint(call.key, call.seq, 1, True, record.payload, child_id=started)
+        return published if child.taken_by is None else _as_ours(birth, published)
+
+
+class InOutbox(RowFirst):
+    """The producer of the caller's own transaction: the sweep sends when that is committed."""
+
+    def __init__(self, installation: Installation, start: Start, box: Box) -> None:
+        super().__init__(installation, replace(start, delay=start.delay or 0.0))
+        self._box = box
+
+    def _write(self, birth: Birth) -> Published:
+        return self._checked(birth, self._box.publish(birth))
+
+
+class Unpublished(RowFirst):
+    """A producer that keeps what would be written: for many starts at once, or for a later one."""
+
+    birth: Birth
+    envelope: Envelope
+
+    def publish(self, body: Any, **options: Any) -> None:
+        """Keep the first message; what follows is a monitoring event."""
+        if self.started is None:
+            self.envelope = self._envelope(body, options)
+            self.started = str(self.envelope.headers["id"])
+            self.birth = birth_of(self._installation, self.envelope, self.started, self._start)
+
+
 class Captured:
     """A producer that keeps the message: Celery's retry of a whole workflow, which its attempt commits."""
 
@@ -180,14 +230,17 @@ class Publication:
     """One ``apply_async`` of a workflow: which id, which producer, and the options that are left to Celery."""
 
     def __init__(
-        self, task: Any, task_id: str | None, producer: Any, options: dict[str, Any], *, max_crashes: int
+        self,
+        task: Any,
+        task_id: str | None,
+        producer: Any,
+        options: dict[str, Any],
+        *,
+        max_crashes: int,
+        call: Call | None = None,
     ) -> None:
-        if current_step() is not None:
-            raise NotAllowedInStep(
-                f"A step can't start the workflow {task.name}: start it from the workflow, between steps."
-            )
         self.task = task
-        self.max_crashes = max_crashes
+        self.installation = installed_on(task.app)
         self.attempt = current_attempt()
         self.options = dict(options)
         wanted = self.options.pop("ignore_result", None)
@@ -195,45 +248,109 @@ class Publication:
         # With a result to come, Celery would ask the result backend before the row is written, and a dead
         # backend would fail the start; the producer asks it afterwards, and puts the header right.
         self.options["ignore_result"] = True
-        self.delay = seconds_until(task.app, self.options.pop("countdown", None), self.options.pop("eta", None))
+        start = self._start(max_crashes)
+        self.delay = start.delay
         producer = producer or self.options.pop("publisher", None)
         self.options.pop("connection", None)
-        self.id = self._own_id() if task_id is None else check_id(task_id)
-        if self.attempt is not None and not self._is_retry:
+        self.id = self._id(task_id, call)
+        self.is_retry = self.attempt is not None and self.id == self.attempt.id
+        if self.attempt is not None and not self.is_retry:
             # Celery looks for the parent on the thread's stack, where an async function isn't.
             self.options = {"parent_id": self.attempt.id, "root_id": self.attempt.root_id, **self.options}
-        self.producer: Any = self._captured() if self._is_retry else self._row_first(producer)
+        self.producer = self._producer(start, producer, call)
 
-    @property
-    def _is_retry(self) -> bool:
-        """Celery's retry of the running workflow publishes under the workflow's own id."""
-        return self.attempt is not None and self.id == self.attempt.id
-
-    def _own_id(self) -> str:
-        if self.attempt is None:
-            return str(new_id())
-        self.attempt.check_caller()
-        return self.attempt.child_id(self.task.name)
-
-    def _row_first(self, producer: Any) -> RowFirst:
+    def _start(self, max_crashes: int) -> Start:
         timeout = self.options.pop("workflow_timeout", self.task.workflow_timeout)
-        start = Start(
-            max_crashes=self.max_crashes,
+        on_cancel = self.options.pop("on_cancel", self.task.on_cancel)
+        deduplication_id = self.options.pop("deduplication_id", None)
+        return Start(
+            max_crashes=max_crashes,
             ignore_result=self.ignore_result,
-            delay=self.delay,
+            delay=seconds_until(self.task.app, self.options.pop("countdown", None), self.options.pop("eta", None)),
             timeout=None if timeout is None else seconds(timeout, "workflow_timeout"),
+            deduplication_id=None if deduplication_id is None else check_id(deduplication_id, "deduplication_id"),
+            on_cancel=None if on_cancel is None else unpublished(on_cancel).birth,
         )
-        return RowFirst(installed_on(self.task.app), start, producer)
 
-    def _captured(self) -> Captured:
-        return Captured(installed_on(self.task.app), self.ignore_result)
+    def _id(self, task_id: str | None, call: Call | None) -> str:
+        if task_id is not None:
+            return check_id(task_id)
+        return str(new_id()) if call is None else call.step.idempotency_key
 
-    def done(self) -> None:
-        """Leave the message of a retry to the attempt, which commits it when it ends."""
-        if self.attempt is not None and self._is_retry and self.producer.envelope is not None:
-            self.attempt.successor = self.producer.envelope.stored(self.id, self.attempt.fence.attempt)
-            self.attempt.successor_retries = retries_of(self.producer.envelope.headers.get("retries"))
-            self.attempt.successor_delay = self.delay or 0.0
+    def _producer(self, start: Start, producer: Any, call: Call | None) -> Any:
+        if isinstance(producer, Unpublishing):
+            return producer.of(self.installation, start)
+        if self.is_retry:
+            return Captured(self.installation, self.ignore_result)
+        if call is not None:
+            return OfChild(self.installation, start, producer, call)
+        box = current_box(self.installation)
+        return RowFirst(self.installation, start, producer) if box is None else InOutbox(self.installation, start, box)
+
+    def done(self) -> str:
+        """Return the id of what was started; leave the message of a retry to the attempt, which commits it."""
+        if self.attempt is not None and self.is_retry:
+            if self.producer.envelope is not None:
+                self.attempt.successor = self.producer.envelope.stored(self.id, self.attempt.fence.attempt)
+                self.attempt.successor_retries = retries_of(self.producer.envelope.headers.get("retries"))
+                self.attempt.successor_delay = self.delay or 0.0
+            return self.id
+        started = self.producer.started or self.id
+        if self.attempt is not None and started != self.id:
+            self.attempt.aliases[self.id] = started
+        return str(started)
+
+
+class Unpublishing:
+    """Given for a producer to ``apply_async``: keeps what would be written."""
+
+    kept: Unpublished
+
+    def of(self, installation: Installation, start: Start) -> Unpublished:
+        """Return the producer."""
+        self.kept = Unpublished(installation, start)
+        return self.kept
+
+
+def unpublished(signature: Any) -> Unpublished:
+    """Return what starting a workflow by this signature would write, with a new id of its own.
+
+    Raises ConfigurationError for anything that isn't the signature of one task.
+    """
+    if not isinstance(signature, Signature) or signature.subtask_type is not None:
+        raise ConfigurationError(
+            f"on_cancel and enqueue_many take signatures such as refund.s(1), not {signature!r:.100}."
+        )
+    keeping, copy = Unpublishing(), signature.clone()
+    if getattr(copy.type, "is_durable_workflow", False):
+        copy.apply_async(producer=keeping)
+    else:
+        start_step(copy.type, copy.args, copy.kwargs, producer=keeping, **copy.options)
+    return keeping.kept
+
+
+def start_step(task: Any, args: Any, kwargs: Any, **options: Any) -> Any:
+    """Start a workflow that is nothing but this step, or task, where that has its place: its queue, its priority."""
+    places = {name: value for name in _PLACES if (value := getattr(task, name, None)) is not None}
+    call = (task.name, list(args or ()), dict(kwargs or {}))
+    ours = {"route_name": task.name, "shadow": task.name}
+    return task.app.tasks[STEP_TASK].apply_async(call, **{**places, **ours, **options})
+
+
+def _as_ours(birth: Birth, published: Published) -> Published:
+    """Take a row that is there already for our own, whose answer was lost: one message too many is harmless."""
+    is_new = published.born or published.holder is not None
+    moment = None if birth.delay is not None else datetime.now(timezone.utc)
+    return published if is_new else Published(born=True, published_at=moment)
+
+
+def check_taken(birth: Birth, taken_by: str | None) -> None:
+    """Raise WorkflowConflict if the id belongs to another task."""
+    if taken_by is not None and taken_by != birth.name:
+        raise WorkflowConflict(
+            f"The id {birth.id!r} is taken by a workflow of the task {taken_by}, so {birth.name} can't have it: "
+            "choose another task_id."
+        )
 
 
 def _is_redis(backend: Any) -> bool:
@@ -257,6 +374,8 @@ def birth_of(installation: Installation, envelope: Envelope, workflow_id: str, s
         republish_after=installation.config.republish_after,
         delay=start.delay,
         timeout=start.timeout,
+        deduplication_id=start.deduplication_id,
+        on_cancel=start.on_cancel,
         retries=retries_of(headers.get("retries")),
         parent_id=_id_or_none(headers.get("parent_id")),
         root_id=_id_or_none(headers.get("root_id")),

@@ -47,6 +47,9 @@ class Recovery:
         duties: dict[str, Callable[[], int]] = {
             "rescue": self.rescue,
             "expire": self.expire,
+            "cancel": self.cancel,
+            "tell": self.tell,
+            "notify": self.notify,
             "wake": self.wake,
             "redispatch": self.redispatch,
             "republish": self.republish,
@@ -71,6 +74,18 @@ class Recovery:
     def expire(self) -> int:
         """Cancel what is past its deadline."""
         return self._all("expire", self._batches(self._expired))
+
+    def cancel(self) -> int:
+        """Cancel what committed transactions of callers have asked for."""
+        return self._all("cancel", self._batches(self._asked_to_cancel))
+
+    def tell(self) -> int:
+        """Wake those that have messages which nobody has told them of."""
+        return self._all("tell", self._told())
+
+    def notify(self) -> int:
+        """Wake those that await what has come, if nobody has told them."""
+        return self._all("notify", self._batches(self._come))
 
     def wake(self) -> int:
         """Enqueue what has waited long enough."""
@@ -115,6 +130,39 @@ class Recovery:
     def _expired(self) -> list[str]:
         verdict = self._verdict(WorkflowCancelledError("The workflow was cancelled: its workflow_timeout has passed."))
         return self.store.workflows.expire(verdict=verdict, limit=BATCH, patience=self.patience)
+
+    def _asked_to_cancel(self) -> list[str]:
+        workflows = self.store.workflows
+        verdict = self._verdict(WorkflowCancelledError("The workflow was cancelled."))
+        asked = workflows.asked_to_cancel(limit=BATCH, patience=self.patience)
+        ids = [workflow_id for workflow_id, _ in asked]
+        if ids:
+            workflows.cancel(ids, verdict=verdict, patience=self.patience)
+            parents = [workflow_id for workflow_id, children in asked if children]
+            while parents and (family := workflows.family(parents, patience=self.patience)):
+                workflows.cancel(family, verdict=verdict, patience=self.patience)
+            workflows.forget_cancellations(ids, patience=self.patience)
+        return ids
+
+    def _come(self) -> list[str]:
+        targets = self.store.awaits.come(limit=BATCH, patience=self.patience)
+        if targets:
+            self._send_now(self.store.awaits.notify(targets, self.engine.republish_after, patience=self.patience))
+        return targets
+
+    def _told(self) -> Iterator[list[str]]:
+        for _ in range(MOST_BATCHES):
+            number, woken = self.store.messages.tell(
+                None, self.engine.republish_after, limit=BATCH, patience=self.patience
+            )
+            self._send_now(woken)
+            yield [message.workflow_id for message in woken]
+            if number < BATCH:
+                return
+
+    def _send_now(self, messages: list[StoredMessage]) -> None:
+        if messages and (refused := self.send(messages)):
+            self.store.workflows.unsent(refused, patience=self.patience)
 
     def _pruned(self) -> list[str]:
         return self.store.workflows.prune(retention=self.retention, limit=BATCH, patience=self.patience)

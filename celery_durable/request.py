@@ -18,9 +18,10 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from .envelope import HEADER, is_id
-from .events import WATCHED_PROPERTY, sends_task_events
+from .config import LONGEST
+from .envelope import HEADER, TIMEOUT_HEADER, is_id
 from .installation import registered
+from .step_events import WATCHED_PROPERTY, sends_task_events
 from .text import printable
 
 NODE_PROPERTY = "durable_node"
@@ -84,8 +85,13 @@ class DurableRequest(Request):
     def on_accepted(self, pid: Any, time_accepted: Any) -> None:
         """A pool process has taken the message."""
         super().on_accepted(pid, time_accepted)
-        if self.node is not None and (published := _published(self.durable)) is not None:
+        if self.node is None:
+            return
+        if (published := _published(self.durable)) is not None:
             self.node.accepted(printable(str(self.durable.get("queue"))), published)
+        timeout = self._request_dict.get(TIMEOUT_HEADER)
+        if isinstance(timeout, int | float) and 0 < timeout < LONGEST:
+            self.node.wake_in(timeout)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The attempt has ended otherwise than by returning; a lost process isn't a failure of the workflow."""

@@ -1,13 +1,11 @@
-"""The task bases and decorators: ``Workflow``, ``Step``, ``workflow``, ``step``, ``as_step``."""
+"""The task bases and decorators: ``Workflow``, ``Step``, ``workflow``, ``step``."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import warnings
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import (
     TYPE_CHECKING,
@@ -15,6 +13,7 @@ from typing import (
     Concatenate,
     Generic,
     Literal,
+    NoReturn,
     ParamSpec,
     Protocol,
     TypeAlias,
@@ -23,18 +22,18 @@ from typing import (
     overload,
 )
 
-from celery import Task, _state, shared_task
+from celery import Task, shared_task
 from celery.exceptions import Retry
-from celery.local import PromiseProxy, Proxy
 
 from . import inline, registration
-from .client import Result, WorkflowHandle
+from .callables import Callables, caller_of, off_the_loop
+from .calls import forbid_in_step
 from .delivery import deliver
 from .engine import loop
-from .engine.context import Attempt, current_attempt, current_step, only_bodies_here, plain_step
-from .engine.limits import soft_limit
-from .engine.step import Body, StepSpec, call_step
-from .exceptions import ConfigurationError, NotInWorkflow
+from .engine.context import current_attempt, current_step, plain_function
+from .engine.step import Call, StepSpec
+from .exceptions import ConfigurationError
+from .handle import Result, WorkflowHandle
 from .inline import InlineBody
 from .installation import Installation, installed_on
 from .options import (
@@ -43,18 +42,16 @@ from .options import (
     callers_level,
     check_bypass,
     check_function,
-    check_names,
     check_workflow_options,
     for_celery,
     given,
     retry_any_error,
     step_spec,
-    task_options,
     unheeded,
     warn_if_never_retried,
     warn_of_near_misses,
 )
-from .publisher import Publication
+from .publisher import Publication, Unpublishing, start_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,9 +124,10 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     itself is run from the top by each attempt and must be deterministic between its steps. The same ``task_id``
     starts at most one workflow.
 
-    Further options, on the task or (the first) per call: ``workflow_timeout`` (seconds or timedelta from the
-    first start to completion, then it is cancelled), ``max_recovery_attempts`` (crashes since the last completed
-    step before it is given up as DEAD; default: the setting).
+    Further options, on the task or (but for the last) per call: ``workflow_timeout`` (seconds or timedelta from the
+    first start to completion, then it is cancelled), ``on_cancel`` (the signature of a task that is started when the
+    workflow becomes CANCELLED or DEAD), ``max_recovery_attempts`` (crashes since the last completed step before it is
+    given up as DEAD; default: the setting).
 
     Raises at the call: NotInstalled, SerializationError, PayloadTooLarge, WorkflowConflict, NotAllowedInStep,
     ValueError for an impossible ``task_id`` or delay (nothing was started then), and DatabaseUnavailable (try again
@@ -146,6 +144,8 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     #: Seconds or timedelta; see above.
     workflow_timeout: Any = None
     max_recovery_attempts: int | None = None
+    on_cancel: Any = None
+    is_durable_workflow = True
 
     @classmethod
     def _declare(cls) -> None:
@@ -156,20 +156,29 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     @staticmethod
     def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         check_function(function, "workflow")
-        check_workflow_options(options.get("workflow_timeout"), options.get("max_recovery_attempts"))
+        check_workflow_options(**{name: options.get(name) for name in WORKFLOW_OPTIONS})
 
     if TYPE_CHECKING:
 
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]: ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
-        """Run the function: durably for a message in a worker, else as the plain function that it is."""
+        """Run the function: durably for a message in a worker, else as the plain function that it is.
+
+        As a plain function it has no database: sleeps take no time, and waiting for others raises NotInWorkflow.
+        """
         body = functools.partial(super().__call__, *args, **kwargs)
         if not self._is_delivered():
-            value = body()
-            return cast(C, loop.run(value) if inspect.iscoroutine(value) and self._is_eager() else value)
+            return cast(C, self._plainly(body))
         installation = installed_on(self.app)
         return cast(C, deliver(installation, self, lambda: self._to_its_end(body()), max_crashes=self._max_crashes()))
+
+    def _plainly(self, body: Callable[[], Any]) -> Any:
+        with plain_function():
+            value = body()
+            if not inspect.iscoroutine(value):
+                return value
+            return loop.run(value) if self._is_eager() else _as_plain_function(value)
 
     def _is_eager(self) -> bool:
         return bool(self.request.is_eager) and current_attempt() is None
@@ -197,28 +206,95 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
 
         ``countdown`` and ``eta`` are kept by the database, so they may be as long as you like. If the broker
         doesn't answer, the workflow is started by the recovery when it does.
-        """
-        send = functools.partial(super().apply_async, args, kwargs, link=link, link_error=link_error, shadow=shadow)
-        if self.app.conf.task_always_eager:
-            return cast("WorkflowHandle[R]", send(task_id=task_id, producer=producer, **options))
-        publication = Publication(self, task_id, producer, options, max_crashes=self._max_crashes())
-        result = send(task_id=publication.id, producer=publication.producer, **publication.options)
-        publication.done()
-        result.ignored = publication.ignore_result
-        return cast("WorkflowHandle[R]", result)
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]:
-        """Start a workflow as ``delay`` does, without blocking the event loop."""
+        Further options: ``workflow_timeout``; ``deduplication_id``: while a workflow of this task with the same one
+        hasn't finished, nothing is started, and its handle is returned; ``on_cancel``: the signature of a task that is
+        started when the workflow becomes CANCELLED or DEAD.
+
+        In a workflow this starts a child, which ends no later than its parent's deadline; a replay finds it again.
+        """
+        if self.app.conf.task_always_eager:
+            send = functools.partial(super().apply_async, args, kwargs, link=link, link_error=link_error, shadow=shadow)
+            return cast("WorkflowHandle[R]", send(task_id=task_id, producer=producer, **options))
+        forbid_in_step(f"start the workflow {self.name}")
+        call = self._child_call(args, kwargs, task_id, producer)
+        options = {**options, "link": link, "link_error": link_error, "shadow": shadow, "producer": producer}
+        return self._started(args, kwargs, task_id, call, options)
+
+    def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, WorkflowHandle[R]]:
+        """Return what is awaited to start a workflow as ``delay`` does, without blocking the event loop."""
+        forbid_in_step(f"start the workflow {self.name}")
+        call = self._child_call(args, kwargs, None, None)
+        return off_the_loop(functools.partial(self._started, args, kwargs, None, call, {}))
+
+    def astart(self, signature: Any) -> Coroutine[Any, Any, WorkflowHandle[R]]:
+        """Return what is awaited to start a workflow by its signature, without blocking the event loop."""
+        options = dict(signature.options)
+        call = self._child_call(signature.args, signature.kwargs, options.get("task_id"), None)
+        task_id = options.pop("task_id", None)
+        return off_the_loop(functools.partial(self._started, signature.args, signature.kwargs, task_id, call, options))
+
+    def _child_call(self, args: Any, kwargs: Any, task_id: str | None, producer: Any) -> Call | None:
+        """Settle the key of a start that a workflow makes; None for any other, and for Celery's own retry."""
         attempt = current_attempt()
-        task_id = None
-        if attempt is not None and current_step() is None:
-            attempt.check_caller()
-            task_id = attempt.child_id(self.name)
-        return await off_the_loop(functools.partial(self.apply_async, args, kwargs, task_id=task_id))
+        if attempt is None or task_id == attempt.id or isinstance(producer, Unpublishing):
+            return None
+        attempt.check_caller()
+        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        return Call(attempt, StepSpec(f"{self._label(args)}.delay"), args, kwargs)
+
+    def _label(self, args: tuple[Any, ...]) -> str:
+        return self.name
+
+    def _started(
+        self, args: Any, kwargs: Any, task_id: str | None, call: Call | None, options: dict[str, Any]
+    ) -> WorkflowHandle[R]:
+        if call is not None and call.is_settled:
+            return self._found_again(call, task_id)
+        producer = options.pop("producer", None)
+        publication = Publication(self, task_id, producer, options, max_crashes=self._max_crashes(), call=call)
+        super().apply_async(args, kwargs, task_id=publication.id, producer=publication.producer, **publication.options)
+        handle = self.AsyncResult(publication.done())
+        handle.ignored = publication.ignore_result
+        return handle
+
+    def _found_again(self, call: Call, task_id: str | None) -> WorkflowHandle[R]:
+        """Return the handle of a child that an earlier attempt has started."""
+        call.replay()
+        assert call.saved is not None
+        child = str(call.saved.child_id)
+        if task_id is not None:
+            call.attempt.aliases[task_id] = child
+        return self.AsyncResult(child)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowHandle[R]:  # noqa: N802 - Celery's name
         """Return the handle of a workflow of this task."""
         return WorkflowHandle(task_id, app=self.app, **{"backend": self.backend, "task_name": self.name, **kwargs})
+
+    def replace(self, sig: Any) -> Any:
+        """Raise ConfigurationError: a workflow can't be replaced."""
+        raise ConfigurationError(
+            f"The workflow {self.name} can't be replaced by another task: start that as a child, "
+            "`return other.delay(…).get()`."
+        )
+
+    def map(self, it: Any) -> Any:
+        """Raise ConfigurationError: ``map`` would call the workflow as a plain function."""
+        self._refuse("map", f"durable.enqueue_many([{self.name}.s(item) for item in items])")
+
+    def starmap(self, it: Any) -> Any:
+        """Raise ConfigurationError: ``starmap`` would call the workflow as a plain function."""
+        self._refuse("starmap", f"durable.enqueue_many([{self.name}.s(*item) for item in items])")
+
+    def chunks(self, it: Any, n: int) -> Any:
+        """Raise ConfigurationError: ``chunks`` would call the workflow as a plain function."""
+        self._refuse("chunks", f"durable.enqueue_many([{self.name}.s(*item) for item in items])")
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise ConfigurationError(
+            f"{what}() would call the workflow {self.name} inside another task, as a plain function that nobody makes "
+            f"durable: write {instead}."
+        )
 
     def _is_delivered(self) -> bool:
         request = self.request
@@ -270,18 +346,13 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Result[R]:
         """Send the step to a queue, where it is a plain Celery task; one with options that Celery doesn't know warns
-        once. A workflow function sends it once, however many attempts there are.
+        once. A workflow starts it there durably, as a child: with all its options, once in all its attempts.
         """
+        if caller_of(self.name) is not None:
+            return cast("Result[R]", start_step(self, args, kwargs, **_named(more), **options))
         if self._is_plain_start(options.get("task_id")):
             self._warn_of_unheeded_options()
-        send = super().apply_async
-        attempt = caller_of(self.name)
-        if attempt is None:
-            return cast("Result[R]", send(args, kwargs, *more, **options))
-        task_id = sent_once(
-            attempt, self.name, lambda id: send(args, kwargs, *more, **{"task_id": id, **options}), args, kwargs
-        )
-        return cast("Result[R]", self.AsyncResult(task_id))
+        return cast("Result[R]", super().apply_async(args, kwargs, *more, **options))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the step: checkpointed in a workflow, else as the plain function that it is.
@@ -341,128 +412,6 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
         type(self)._has_warned = True
 
 
-class InlineStep(Generic[P, R, C]):
-    """A callable, or an existing task, as a step; made by ``as_step``."""
-
-    def __init__(self, target: Callable[P, C], name: str | None, options: dict[str, Any]) -> None:
-        self._target = target
-        self._given = (name, options)
-        if not _is_pending(target):
-            self.durable_step  # noqa: B018 - what is wrong is said now
-            functools.update_wrapper(self, target, updated=())
-
-    @functools.cached_property
-    def durable_step(self) -> Callables:
-        """How it is called in a workflow, and elsewhere."""
-        return _callables_of(self._target, *self._given)
-
-    @property
-    def durable_spec(self) -> StepSpec:
-        """Its policies."""
-        return self.durable_step.spec
-
-    @property
-    def name(self) -> str:
-        """The name under which its outcome is kept."""
-        return self.durable_spec.name
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
-        """Run the step: checkpointed in a workflow, else as the plain call that it is."""
-        return cast(C, self.durable_step.call(args, kwargs))
-
-    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Return what an async workflow awaits to run the step without blocking the event loop."""
-        return self.durable_step.acall(args, kwargs)
-
-    def __repr__(self) -> str:
-        return f"<step {self.name}>"
-
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Send the task to its queue; only for a Celery task. A workflow sends it once, in all its attempts."""
-        if not isinstance(self._target, Task):
-            raise ConfigurationError(f"The step {self.name} is a plain function, which has no queue: call it.")
-        attempt, task = caller_of(self.name), self._target
-        if attempt is None:
-            return task.apply_async(args, kwargs)
-        task_id = sent_once(attempt, self.name, lambda id: task.apply_async(args, kwargs, task_id=id), args, kwargs)
-        return task.AsyncResult(task_id)
-
-    def s(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a signature, for ``gather``; that of a Celery task is one for Celery's canvas, too."""
-        if not isinstance(self._target, Task):
-            return StepSignature(self, args, kwargs)
-        signature = self._target.s(*args, **kwargs)
-        signature.durable_step = self.durable_step
-        return signature
-
-    def si(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a signature that takes nothing over from the task before it in a chain."""
-        signature = self.s(*args, **kwargs)
-        return signature.set(immutable=True) if isinstance(self._target, Task) else signature
-
-
-@dataclass(frozen=True, slots=True)
-class StepSignature:
-    """A call of a step that isn't a task, to be made by ``gather``."""
-
-    step: InlineStep[Any, Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def durable_step(self) -> Callables:
-        """How the step is called."""
-        return self.step.durable_step
-
-
-@dataclass(frozen=True, slots=True)
-class Callables:
-    """A step's policies, and what they call: ``body`` in a workflow, plainly ``run`` elsewhere."""
-
-    spec: StepSpec
-    run: Body
-    body: Body
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the step; an async one gives a coroutine to an async function."""
-        attempt = caller_of(self.spec.name)
-        if attempt is None:
-            return self._call_plainly(args, kwargs)
-        if self.spec.is_async and attempt.on_loop:
-            return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
-        return call_step(attempt, self.spec, self.body, args, kwargs, loop.FROM_THREAD)
-
-    def acall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        """Return what is awaited for the step's value; its key is settled now."""
-        attempt = caller_of(self.spec.name)
-        if attempt is None:
-            plain = functools.partial(self._call_plainly, args, kwargs)
-            return cast("Coroutine[Any, Any, Any]", plain()) if self.spec.is_async else off_the_loop(plain)
-        if not attempt.on_loop:
-            raise NotInWorkflow(f"Only an async workflow can await acall(): call the step {self.spec.name} itself.")
-        return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
-
-    def _call_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call it as part of another step, where its own limit holds as well, or outside a workflow."""
-        outer, spec = current_step(), self.spec
-        if outer is None:
-            with plain_step(spec.name):
-                value = self.run(*args, **kwargs)
-            return _in_plain_step(spec.name, value) if inspect.iscoroutine(value) else value
-        if spec.soft_time_limit is None:
-            return self.run(*args, **kwargs)
-        limit, attempt = soft_limit(spec.soft_time_limit, f"The step {spec.name!r}"), current_attempt()
-        if spec.is_async:
-            return loop.awaited_within(limit, self.run(*args, **kwargs))
-        try:
-            with limit, outer.until(limit.deadline):
-                return self.run(*args, **kwargs)
-        finally:
-            # The outer body may catch the error, and nobody else would hear of it.
-            if limit.has_interrupted and attempt is not None:
-                attempt.engine.observers.tell("step_interrupted", attempt.id, outer.key)
-
-
 if TYPE_CHECKING:
 
     class _MakesWorkflow(Protocol):
@@ -492,109 +441,6 @@ if TYPE_CHECKING:
         def __call__(self, fun: Callable[Concatenate[Any, P], R], /) -> Step[P, R]: ...
 
 
-async def _in_plain_step(name: str, coroutine: Coroutine[Any, Any, T]) -> T:
-    with plain_step(name):
-        return await coroutine
-
-
-def sent_once(attempt: Attempt, name: str, send: Callable[[str], Any], args: Any, kwargs: Any) -> str:
-    """Send a task from a workflow function, and return its id: a step whose own key is the id of the message."""
-
-    def body(*args: Any, **kwargs: Any) -> str:
-        step = current_step()
-        assert step is not None
-        return str(send(step.idempotency_key).id)
-
-    sending = StepSpec(f"{name}.delay")
-    return str(call_step(attempt, sending, body, tuple(args or ()), dict(kwargs or {})))
-
-
-async def off_the_loop(blocking: Callable[[], T]) -> T:
-    """Await something that blocks, in a thread."""
-    return await asyncio.to_thread(blocking)
-
-
-def caller_of(name: str) -> Attempt | None:
-    """Return the attempt that a step called here belongs to; None makes it a plain call.
-
-    Raises NotInWorkflow in a thread that a workflow body has made.
-    """
-    if current_step() is not None:
-        return None
-    attempt = current_attempt()
-    if attempt is None and only_bodies_here() and inline.running_task() is None:
-        raise NotInWorkflow(
-            f"The step {name} was called in a thread that the workflow made itself, where it can't be kept: call "
-            "steps in the workflow's own thread, and make threads inside a step."
-        )
-    return attempt
-
-
-@overload
-def as_step(target: Step[P, R, C], *, name: str | None = None, **options: Any) -> InlineStep[P, R, C]: ...
-@overload
-def as_step(
-    target: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, **options: Any
-) -> InlineStep[P, R, Awaited[R]]: ...
-@overload
-def as_step(target: Callable[P, R], *, name: str | None = None, **options: Any) -> InlineStep[P, R]: ...
-def as_step(target: Callable[..., Any], *, name: str | None = None, **options: Any) -> InlineStep[..., Any]:
-    """Make a step of any callable, or of an existing Celery task that stays as it is.
-
-    ``options`` are those of ``Step``. A lambda must be given a name. Nothing is registered. Of a task it takes over
-    name and retry options: without ``options`` Celery's own ``autoretry_for`` decides, with Celery's own arithmetic;
-    with any, they and the task's make a policy of ours. Raises ConfigurationError.
-
-    A task that Celery hasn't made yet, because its app isn't finalized, stays so: what is wrong with it is raised at
-    the first call.
-    """
-    if not callable(target):
-        raise ConfigurationError(f"A step must be callable, not {target!r}.")
-    check_names(options)
-    return InlineStep(target, name, options)
-
-
-def _is_pending(target: Any) -> bool:
-    """Tell whether this stands for a task that looking at it would make, and would read the configuration for."""
-    if type(target) is PromiseProxy:
-        return not target.__evaluated__()
-    current = _state._tls.current_app or _state.default_app
-    return type(target) is Proxy and not (current is not None and current.finalized)
-
-
-def _callables_of(target: Any, name: str | None, options: dict[str, Any]) -> Callables:
-    if isinstance(target, Workflow):
-        raise ConfigurationError(f"{target.name} is a workflow, which can't be a step: start it with delay().")
-    if isinstance(target, InlineStep):
-        inner_name, inner_options = target._given
-        return _callables_of(target._target, name or inner_name, {**inner_options, **options})
-    if isinstance(target, Task):
-        return _callables_of_task(target, name or target.name, options)
-    check_function(target, "step")
-    return Callables(step_spec(name or name_of(target), retry_any_error(options), target), target, target)
-
-
-def _callables_of_task(task: Any, name: str, options: dict[str, Any]) -> Callables:
-    if not getattr(task, "autoretry_for", ()) and not getattr(task, "retry_if", None):
-        warn_if_never_retried(name, options, bound=inspect.ismethod(task.run))
-    if isinstance(task, Step):
-        return replace(task.durable_step, spec=step_spec(name, {**task.durable_options, **options}, task.run))
-    check_function(task.run, "step")
-    spec = step_spec(name, task_options(task, options), task.run)
-    inline.adopt(task)
-    return Callables(spec, task, InlineBody(task, task, as_celery=not options))
-
-
-def name_of(target: Callable[..., Any]) -> str:
-    """Return ``module.qualname`` of a callable, of what a partial wraps, or of an object's class."""
-    while isinstance(target, functools.partial):
-        target = target.func
-    named: Any = target if hasattr(target, "__qualname__") else type(target)
-    # A method of a built-in class is in no module itself.
-    owner = getattr(named, "__objclass__", None) or type(getattr(named, "__self__", None))
-    return f"{getattr(named, '__module__', None) or owner.__module__}.{named.__qualname__}"
-
-
 @overload
 def workflow(fun: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R, Awaited[R]]: ...
 @overload
@@ -622,6 +468,16 @@ def step(fun: Any = None, /, **options: Any) -> Any:
     ``max_retries=n`` alone means any Exception.
     """
     return _shared(Step, fun, retry_any_error(options))
+
+
+def _named(positional: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the further arguments of Celery's ``apply_async`` by their names."""
+    return dict(zip(("task_id", "producer", "link", "link_error", "shadow"), positional, strict=False))
+
+
+async def _as_plain_function(coroutine: Coroutine[Any, Any, T]) -> T:
+    with plain_function():
+        return await coroutine
 
 
 _shared_names = registration.Names((Workflow, Step))

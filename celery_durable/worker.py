@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from celery import bootsteps, signals
 
 from .envelope import HEADER
-from .installation import installed_on
+from .installation import installed_on, registered
 from .native import check_eventlet
 from .node import Node
 from .task import check_serializers
@@ -41,6 +42,7 @@ class NodeStep(bootsteps.StartStopStep):
         node.watch_pool(lambda: _pool_pids(worker), lambda: _notice_deaths(worker))
         node.start()
         self._installation.node = node
+        _hear_revoke()
         signals.worker_shutting_down.connect(self._shutting_down, weak=False)
         _before(worker, "wait_for_soft_shutdown", node.drain)
         # Celery stops this step before its pool has ended; the node is needed until then.
@@ -99,6 +101,26 @@ class UnknownTaskStep(bootsteps.StartStopStep):
 
         on_unknown_task.durable = True  # type: ignore[attr-defined]
         consumer.on_unknown_task = on_unknown_task
+
+
+def _hear_revoke() -> None:
+    """Let Celery's ``revoke`` cancel workflows in the database, too, before it ends a process."""
+    # Imported by a worker only: it brings most of Celery's worker along.
+    from celery.worker.control import Panel
+
+    original_command = Panel.data["revoke"]
+    if getattr(original_command, "durable", False):
+        return
+
+    @functools.wraps(original_command)
+    def revoke(state: Any, task_id: Any = (), *args: Any, **kwargs: Any) -> Any:
+        installation = registered(state.app)
+        if installation is not None and installation.node is not None:
+            installation.node.revoke([task_id] if isinstance(task_id, str) else list(task_id or ()))
+        return original_command(state, task_id, *args, **kwargs)
+
+    revoke.durable = True  # type: ignore[attr-defined]
+    Panel.data["revoke"] = revoke
 
 
 def _before(target: Any, name: str, action: Callable[[], None]) -> None:

@@ -38,6 +38,8 @@ logger = logging.getLogger("celery_durable")
 WHILE_ALIVE = float("inf")
 #: Rule 4 of the protocol: a body starts only if the run was seen to be well so recently.
 LONGEST_BLIND = 1.0
+#: Steps of one workflow at which a warning is worth its while.
+MANY_STEPS = 10_000
 #: Seconds that a body which looks whether it is cancelled waits for an answer.
 LONGEST_ANSWER = 0.25
 
@@ -164,7 +166,6 @@ class Attempt:
     name: str
     fence: Fence
     history: dict[str, Checkpoint]
-    signal: int
     #: Crashes since the last new checkpoint.
     crashes: int = 0
     root_id: str = ""
@@ -174,11 +175,24 @@ class Attempt:
     watched: bool = False
     #: This is a pool process, which a hard time limit may kill.
     killable: bool = False
+    #: Sends the messages of workflows that this one has woken; what isn't sent is left to the recovery.
+    send: Callable[[Sequence[StoredMessage]], None] = lambda messages: None
     #: Shows a state and its facts in Celery's result backend.
     show_state: Callable[[str | None, Any], None] = lambda state, meta: None
     #: The first unsettled step after a crash writes its try before its body.
     after_crash: bool = False
     seq: int = 0
+    #: The place of the last step that earlier attempts have begun, and of the last one that this attempt has reached.
+    known_seq: int = 0
+    reached_seq: int = 0
+    #: The boot time before the claim was sent.
+    claimed_at: float = 0.0
+    #: Seconds from the claim until the workflow's deadline.
+    deadline_in: float | None = None
+    #: The ids under which a replay knows workflows whose own ids were made by chance.
+    aliases: dict[str, str] = field(default_factory=dict)
+    #: Which changes of the code this attempt takes, as far as it has asked.
+    patches: dict[str, bool] = field(default_factory=dict)
     root: Branch = field(default_factory=Branch)
     #: What unwinds the function; once set, every durable call raises it again.
     unwinding: ControlFlow | None = None
@@ -204,11 +218,12 @@ class Attempt:
     def of(cls, engine: Engine, name: str, claim: Claim, claimed_at: float, **facts: Any) -> Attempt:
         """Begin an attempt with what the claim returned; ``claimed_at`` is the boot time before it was sent."""
         attempt = cls(
-            engine, name, claim.fence, claim.history, claim.signal, claim.crashes,
+            engine, name, claim.fence, claim.history, claim.crashes, deadline_in=claim.deadline_in,
             after_crash=claim.crashes > 0, epoch=claim.now - timedelta(seconds=boot_time()), **facts,
         )  # fmt: skip
+        attempt.claimed_at = claimed_at
         attempt.confirm(claimed_at)
-        attempt.seq = max((step.seq for step in claim.history.values()), default=0)
+        attempt.seq = attempt.known_seq = max((step.seq for step in claim.history.values()), default=0)
         return attempt
 
     @property
@@ -229,18 +244,36 @@ class Attempt:
         """Return the database's time, by this machine's boot clock."""
         return None if self.epoch is None else self.epoch + timedelta(seconds=boot_time())
 
-    def next_seq(self) -> int:
-        """Return the place of a step that runs for the first time."""
-        self.seq += 1
-        return self.seq
+    def reach(self, saved: Checkpoint | None) -> int:
+        """Return the place of a step: that of its first call, or the next one."""
+        if saved is None:
+            self.seq += 1
+            if self.seq == MANY_STEPS:
+                logger.warning(
+                    "The workflow %s has made %d steps, and each attempt replays all of them: start a child workflow "
+                    "for each part of the work.", self.id, MANY_STEPS,
+                )  # fmt: skip
+            return self.seq
+        self.reached_seq = max(self.reached_seq, saved.seq)
+        return saved.seq
 
     def idempotency_key(self, key: str) -> str:
         """Return what identifies a step's effect to the outside: the same on every attempt."""
         return str(uuid.uuid5(_KEYS, f"{self.id}\x00{key}"))
 
-    def child_id(self, name: str) -> str:
-        """Return the id of the next child workflow of this task: the same on every replay."""
-        return str(uuid.uuid5(_KEYS, f"{self.id}\x00child\x00{self.key_of(f'child of {name}')}"))
+    @property
+    def is_replaying(self) -> bool:
+        """Whether earlier attempts have come further than this one is now."""
+        return self.reached_seq < self.known_seq
+
+    @property
+    def deadline_left(self) -> float | None:
+        """Seconds until the workflow's deadline."""
+        return None if self.deadline_in is None else max(self.deadline_in - (boot_time() - self.claimed_at), 0.0)
+
+    def left_of(self, checkpoint: Checkpoint) -> float:
+        """Return the seconds until the time of a checkpoint that the claim has loaded."""
+        return max(checkpoint.due_in - (boot_time() - self.claimed_at), 0.0) if checkpoint.due_in else 0.0
 
     def check_going(self) -> None:
         """Raise what unwinds this attempt."""
@@ -338,6 +371,7 @@ _attempt: ContextVar[Attempt | None] = ContextVar("celery_durable_attempt", defa
 _branch: ContextVar[Branch | None] = ContextVar("celery_durable_branch", default=None)
 _step: ContextVar[RunningStep | None] = ContextVar("celery_durable_step", default=None)
 _plain_step: ContextVar[PlainStep | None] = ContextVar("celery_durable_plain_step", default=None)
+_plain_function: ContextVar[bool] = ContextVar("celery_durable_plain_function", default=False)
 
 
 class _Here:
@@ -380,6 +414,21 @@ def plain_step(name: str) -> Iterator[None]:
         yield
     finally:
         _plain_step.reset(token)
+
+
+@contextmanager
+def plain_function() -> Iterator[None]:
+    """Let a workflow function be called directly, or in eager mode: without a database."""
+    token = _plain_function.set(True)
+    try:
+        yield
+    finally:
+        _plain_function.reset(token)
+
+
+def in_plain_function() -> bool:
+    """Tell whether the calling code belongs to a workflow function that is called directly, or in eager mode."""
+    return _plain_function.get() and _attempt.get() is None
 
 
 def current_branch() -> Branch | None:

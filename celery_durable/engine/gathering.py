@@ -13,12 +13,13 @@ from typing import Any
 
 from ..exceptions import StepLost, Suspended
 from ..store import StepRecord
+from ..store.rows import Wakers
 from .context import Attempt, logger
 from .limits import is_foreign_limit
 from .loop import FromThread
 from .retry import Ended
 from .step import Answer, Body, Call
-from .waiting import StepCall, complete, must_find_out
+from .waiting import NOTHING, StepCall, complete, must_find_out
 
 
 class _Parked(BaseException):
@@ -234,6 +235,6 @@ class _InBranch(FromThread):
         self._gathering.inbox.put(unsaved)
         return unsaved.saved.result()
 
-    async def park(self, attempt: Attempt, reason: str, seconds: float) -> None:
+    async def park(self, attempt: Attempt, reason: str, seconds: float | None, wakers: Wakers = NOTHING) -> None:
         """Leave the thread."""
-        raise _Parked(seconds)
+        raise _Parked(seconds or 0.0)

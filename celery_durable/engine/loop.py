@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
+import operator
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 from ..exceptions import ControlFlow, DurableError, OwnershipLost, Suspended
 from ..store import StepRecord
+from ..store.rows import Wakers
 from .context import LONGEST_BLIND, Attempt, logger, running_step
 from .limits import Limit, hard_limit
 from .process import GRACE, cancel, in_thread, process
 from .process import run as run
 from .retry import Ended
 from .step import Answer, Body, Call, StepSpec
-from .waiting import InThread, StepCall, must_find_out
+from .waiting import NOTHING, InThread, StepCall, must_find_out
 
 T = TypeVar("T")
 
@@ -51,6 +55,16 @@ async def _function(attempt: Attempt, coroutine: Coroutine[Any, Any, T]) -> T:
             )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Parked:
+    """Something that waits without a worker."""
+
+    #: On the monotonic clock.
+    due: float
+    reason: str
+    wakers: Wakers
+
+
 class Flights:
     """The steps of one attempt that run on the loop, and its tasks."""
 
@@ -60,9 +74,9 @@ class Flights:
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
         #: The steps themselves, which run in tasks of their own; and how many of them aren't parked.
-        self._steps: set[asyncio.Task[Answer]] = set()
+        self._steps: set[asyncio.Task[Any]] = set()
         self._running = 0
-        self._parked: dict[asyncio.Future[None], tuple[float, str]] = {}
+        self._parked: dict[asyncio.Future[None], _Parked] = {}
         self._unsaved: list[tuple[StepRecord, asyncio.Future[bool]]] = []
         self._saver: asyncio.Task[None] | None = None
         self._turns = _Turns(attempt) if must_find_out(attempt) else None
@@ -70,9 +84,13 @@ class Flights:
             attempt.take_suspicion()
 
     async def fly(self, call: Call, body: Body) -> Answer:
-        """Run a step, in a task of its own: while the function unwinds, no TaskGroup stops it with its caller."""
+        """Run a step."""
+        return await self.carry(self._run(call, body))
+
+    async def carry(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a durable call in a task of its own: no TaskGroup stops it with its caller while the function unwinds."""
         self._running += 1
-        task = asyncio.Task(self._run(call, body), loop=self._loop)
+        task = asyncio.Task(coroutine, loop=self._loop)
         self._steps.add(task)
         task.add_done_callback(self._has_landed)
         try:
@@ -89,18 +107,19 @@ class Flights:
         with await self._turns.begin():
             return await call.run(body, ON_LOOP)
 
-    def _has_landed(self, task: asyncio.Task[Answer]) -> None:
+    def _has_landed(self, task: asyncio.Task[Any]) -> None:
         self._steps.discard(task)
         if not task.cancelled():
             task.exception()  # looked at, also if nobody awaits it any more
         self._leave()
 
-    async def park(self, reason: str, seconds: float) -> None:
+    async def park(self, reason: str, seconds: float | None, wakers: Wakers) -> None:
         """Wait for so long, or until nothing else goes on in the attempt; then the worker is given back."""
         if self._turns is not None:
             self._turns.end()
         released: asyncio.Future[None] = self._loop.create_future()
-        self._parked[released] = (time.monotonic() + seconds, reason)
+        due = math.inf if seconds is None else time.monotonic() + seconds
+        self._parked[released] = _Parked(due, reason, wakers)
         self._leave()
         try:
             await asyncio.wait({released}, timeout=seconds)
@@ -118,8 +137,10 @@ class Flights:
 
     def _release_if_quiet(self) -> None:
         if self._parked and not self._running and self._attempt.unwinding is None:
-            due, reason = min(self._parked.values())
-            self._attempt.unwind(Suspended(reason, max(due - time.monotonic(), 0.0)))
+            first = min(self._parked.values(), key=lambda parked: parked.due)
+            seconds = None if first.due == math.inf else max(first.due - time.monotonic(), 0.0)
+            wakers = reduce(operator.or_, (parked.wakers for parked in self._parked.values()))
+            self._attempt.unwind(Suspended(first.reason, seconds, wakers))
             self._release()
 
     def _release(self) -> None:
@@ -308,9 +329,9 @@ class OnLoop:
             if attempt.is_stale:
                 await self.run(attempt.look)
 
-    async def park(self, attempt: Attempt, reason: str, seconds: float) -> None:
+    async def park(self, attempt: Attempt, reason: str, seconds: float | None, wakers: Wakers = NOTHING) -> None:
         """Give the worker back as soon as nothing else goes on."""
-        await attempt.flights.park(reason, seconds)
+        await attempt.flights.park(reason, seconds, wakers)
 
 
 def _call_in_thread(step: StepCall, body: Body) -> Ended:

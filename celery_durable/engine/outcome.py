@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import states
 from ..serialization import Payload
+from ..store.rows import Wakers
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Waiting:
 
     reason: str
     seconds: float | None
+    wakers: Wakers
 
 
 @dataclass(frozen=True, slots=True)

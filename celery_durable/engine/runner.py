@@ -18,6 +18,7 @@ from ..exceptions import (
 from ..store.rows import StoredMessage
 from .context import WHILE_ALIVE, Attempt, Engine, running
 from .outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Superseded, Waiting
+from .waiting import NOTHING
 
 
 def call_body(attempt: Attempt, body: Callable[[], Any], translate: Callable[[Exception], Outcome | None]) -> Outcome:
@@ -61,14 +62,17 @@ def finish(attempt: Attempt, outcome: Completed | Failed, *, dispatched: bool) -
     """Commit an outcome. ``dispatched``: nothing waits for Celery to deliver it."""
     tell = attempt.engine.observers.tell
     tell("finishing", attempt.id, outcome.state)
-    done = attempt.engine.store.workflows.finish(
+    store = attempt.engine.store
+    done, woken = store.workflows.finish(
         attempt.fence,
         outcome.state,
         outcome.payload,
+        store.awaits.notifying([attempt.id], attempt.engine.republish_after),
         ok=isinstance(outcome, Completed),
         dispatched=dispatched,
         patience=WHILE_ALIVE,
     )
+    attempt.send(woken)
     if not done and not _was_ours(attempt, outcome.state):
         return _lost(attempt)
     tell("finished", attempt.id, outcome.state)
@@ -76,19 +80,22 @@ def finish(attempt: Attempt, outcome: Completed | Failed, *, dispatched: bool) -
 
 
 def suspend(attempt: Attempt, outcome: Waiting) -> Outcome:
-    """Commit a suspension."""
+    """Commit a suspension; what it waits for may have come meanwhile, then it goes on at once."""
     tell = attempt.engine.observers.tell
     tell("suspending", attempt.id, outcome.reason)
-    done = attempt.engine.store.workflows.suspend(
-        attempt.fence, outcome.reason, outcome.seconds, attempt.signal, patience=WHILE_ALIVE
-    )
+    done, message = attempt.engine.store.workflows.suspend(
+        attempt.fence, outcome.reason, outcome.seconds, outcome.wakers,
+        republish_after=attempt.engine.republish_after, patience=WHILE_ALIVE,
+    )  # fmt: skip
     if not done:
         return _lost(attempt)
     tell("suspended", attempt.id, outcome.reason)
+    if message is not None:
+        attempt.send([message])
     return outcome
 
 
-def hand_over(attempt: Attempt, send: Callable[[StoredMessage], None]) -> Outcome:
+def hand_over(attempt: Attempt) -> Outcome:
     """Commit a hand-over, and send the message with which another worker goes on."""
     tell = attempt.engine.observers.tell
     tell("handing_over", attempt.id)
@@ -100,7 +107,7 @@ def hand_over(attempt: Attempt, send: Callable[[StoredMessage], None]) -> Outcom
         attempt.engine.store.workflows.unsent([attempt.id], patience=WHILE_ALIVE)
         return _lost(attempt)
     tell("handed_over", attempt.id)
-    send(message)
+    attempt.send([message])
     return Leaving()
 
 
@@ -124,7 +131,7 @@ def _completed(attempt: Attempt, value: Any) -> Completed | Failed:
 
 def _unwound(reason: ControlFlow) -> Outcome:
     if isinstance(reason, Suspended):
-        return Waiting(reason.reason, reason.seconds)
+        return Waiting(reason.reason, reason.seconds, reason.wakers or NOTHING)
     if isinstance(reason, HandedOver):
         return Leaving()
     if isinstance(reason, Cancelled):

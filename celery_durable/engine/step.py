@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +14,6 @@ from typing import Any
 from .. import states
 from ..exceptions import (
     ControlFlow,
-    DatabaseUnavailable,
     DurableError,
     NondeterminismError,
     PayloadTooLarge,
@@ -26,9 +24,10 @@ from ..exceptions import (
 )
 from ..serialization import Codec, Payload, fingerprint
 from ..shapes import Shape
-from ..store import Conflict, StepRecord
+from ..store import StepRecord
 from ..store.rows import Checkpoint, Standing
 from ..text import call_repr
+from .atomic import call_atomically
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
 from .limits import Limit, hard_limit, is_foreign_limit, soft_limit
 from .observer import StepReport
@@ -43,10 +42,6 @@ _WELL = Standing(states.RUNNING, draining=False, late=False)
 
 #: Failed tries whose errors are kept; ``tries`` counts all of them.
 MOST_ERRORS = 20
-#: How often an atomic step runs again because of other transactions before that is its error.
-MOST_CONFLICTS = 20
-#: Seconds that it lets pass before, at most.
-LONGEST_YIELD = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +113,7 @@ class Call:
         self.args_text = ""
         self.check_arguments()
         self.codec: Codec = attempt.engine.codec.using(spec.serializer, spec.compression)
-        self.seq = saved.seq if saved else attempt.next_seq()
+        self.seq = attempt.reach(saved)
         self.failed_tries = saved.tries if saved else 0
         self.errors = saved.errors if saved else None
         #: Seconds until the next try is due.
@@ -296,54 +291,7 @@ class Call:
 
     def call_here(self, body: Body) -> Ended:
         """Call a body in this thread, in a transaction if it is to be atomic."""
-        return self.call_atomically(body) if self.spec.atomic else self.call_body(body)
-
-    def call_atomically(self, body: Body) -> Ended:
-        """Call a body and record its value in one transaction: both are there, or neither.
-
-        An error of the body rolls back, and is then recorded or tried again like any other. A conflict with another
-        transaction runs the body again. Whether a commit whose answer was lost has happened, a statement finds out
-        that has to wait for it.
-        """
-        last: Exception | None = None
-        for _ in range(MOST_CONFLICTS):
-            if last is not None and self.attempt.is_stale:
-                self.attempt.look()
-            try:
-                return self.call_in_transaction(body)
-            except Conflict as conflict:
-                logger.info("%s runs again after a conflict: %s", self, conflict)
-                last = conflict.error
-                time.sleep(random.uniform(0, LONGEST_YIELD))  # noqa: S311 - lets the other one go first
-            except DatabaseUnavailable as error:
-                logger.warning("%s may have been committed or not: %s", self, error)
-                standing = self.heed(self.write_try(None))
-                if standing.settled is not None:
-                    return Ended(checkpoint=standing.settled)
-                self.attempt.judge(standing)
-                last = error
-            except Exception as error:  # noqa: BLE001 - whatever keeps it from being committed is how the try ended
-                return Ended(error=error)
-        return Ended(error=last)
-
-    def call_in_transaction(self, body: Body) -> Ended:
-        """Call a body in a transaction that ends with its checkpoint."""
-        attempt = self.attempt
-        checkpoints = attempt.engine.store.checkpoints
-        with checkpoints.transaction(attempt.engine.lease, patience=WHILE_ALIVE) as transaction:
-            self.step.connection = transaction.connection
-            try:
-                ended = self.call_body(body)
-            finally:
-                self.step.connection = None
-            outcome = self.outcome_of(ended)
-            if not outcome.ok:
-                transaction.abandon(ended.error)
-                return ended
-            standing = transaction.save(attempt.fence, self.record_of(outcome.checkpoint))
-            if standing is None or standing.settled is not None:
-                transaction.abandon()
-        return Ended(checkpoint=self.heed(standing).settled or outcome.checkpoint)
+        return call_atomically(self, body) if self.spec.atomic else self.call_body(body)
 
     # What is written.
 

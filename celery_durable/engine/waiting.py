@@ -12,11 +12,14 @@ from typing import Any, Protocol, TypeVar
 
 from ..exceptions import Suspended
 from ..store import StepRecord
+from ..store.rows import Wakers
 from .context import LONGEST_BLIND, Attempt, RunningStep
 from .limits import Limit
 from .retry import Ended
 
 T = TypeVar("T")
+
+NOTHING = Wakers()
 
 
 class StepCall(Protocol):
@@ -61,8 +64,8 @@ class Waiting(Protocol):
     async def pause(self, attempt: Attempt, seconds: float) -> None:
         """Wait in place, but not longer than the run is well."""
 
-    async def park(self, attempt: Attempt, reason: str, seconds: float) -> None:
-        """Wait without a worker, if nothing else goes on in this attempt."""
+    async def park(self, attempt: Attempt, reason: str, seconds: float | None, wakers: Wakers = NOTHING) -> None:
+        """Wait without a worker, if nothing else goes on in this attempt, for so long or until something comes."""
 
 
 class InThread:
@@ -88,9 +91,9 @@ class InThread:
             if attempt.is_stale:
                 attempt.look()
 
-    async def park(self, attempt: Attempt, reason: str, seconds: float) -> None:
+    async def park(self, attempt: Attempt, reason: str, seconds: float | None, wakers: Wakers = NOTHING) -> None:
         """Give the worker back."""
-        raise attempt.unwind(Suspended(reason, seconds))
+        raise attempt.unwind(Suspended(reason, seconds, wakers))
 
 
 def complete(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from .awaits import Awaits
 from .checkpoints import Checkpoints, StepRecord
+from .events import Events
+from .guest import Guest, Listener
+from .messages import Letter, Messages
 from .migrate import checker
 from .nodes import NodeFacts, Nodes
-from .pool import Conflict, Connections, Database, lent, pooled, single, where
-from .workflows import Birth, Workflows
+from .pool import Connections, Database, lent, pooled, single, where
+from .transaction import Conflict
+from .workflows import Birth, Fork, Workflows
 
-__all__ = ["Birth", "Conflict", "NodeFacts", "StepRecord", "Store", "check_url"]
+__all__ = ["Birth", "Conflict", "Fork", "Guest", "Letter", "Listener", "NodeFacts", "StepRecord", "Store", "check_url"]
 
 
 class Store:
@@ -28,6 +33,9 @@ class Store:
         self.workflows = Workflows(database, schema)
         self.checkpoints = Checkpoints(database, schema)
         self.nodes = Nodes(database, schema)
+        self.messages = Messages(database, schema)
+        self.events = Events(database, schema)
+        self.awaits = Awaits(database, schema)
 
     @classmethod
     def shared(cls, url: str, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:

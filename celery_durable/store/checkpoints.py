@@ -10,9 +10,10 @@ from typing import Any
 from psycopg import errors
 
 from ..serialization import Payload
-from .pool import Connection, Database, Transaction
+from .pool import Database
 from .queries import Queries
 from .rows import Checkpoint, Fence, Standing, StepRow
+from .transaction import Connection, Transaction
 
 
 @dataclass(frozen=True, slots=True)

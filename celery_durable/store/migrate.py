@@ -12,8 +12,9 @@ from typing import Any
 import psycopg
 
 from ..exceptions import SchemaVersionError
-from .pool import Connection, unavailable, where
+from .pool import unavailable, where
 from .queries import in_schema
+from .transaction import Connection
 
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 _LOCK = 0x6365_6C65_7279  # one at a time in a database, whatever the schema's name

@@ -9,24 +9,24 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import conninfo, errors
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 
-from ..exceptions import ConfigurationError, DatabaseUnavailable, StepError
+from ..exceptions import ConfigurationError, DatabaseUnavailable
 from .queries import Query
 from .shield import deferred_signals
+from .transaction import CONFLICTS, Conflict, Connection, Row, Transaction, brief
 
 logger = logging.getLogger("celery_durable.store")
 
 #: May go by when the database is back, has room again, or a deadlock's other side is done; ``_passes`` decides.
 TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
-CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 #: Connection, rollback, resources, object in use, operator.
 _PASSING = frozenset({"08", "40", "53", "55", "57"})
 SETTING = "durable_database_url"
@@ -39,8 +39,7 @@ _PREPARED_AFTER = 5
 
 T = TypeVar("T")
 
-Connection = psycopg.Connection[tuple[Any, ...]]
-Row = tuple[Any, ...]
+Statement = tuple[Query, Mapping[str, Any]]
 
 
 class Connections(Protocol):
@@ -83,6 +82,22 @@ class Database:
         """Execute and return how many rows it wrote."""
         return self._execute(query, params, patience).rowcount
 
+    def run_all(self, statements: Sequence[Statement], *, patience: float) -> list[Row]:
+        """Execute in one transaction and one round trip; return the rows of the last one."""
+        return self._patiently(partial(self._together, statements), statements[-1][0].name, patience)[-1]
+
+    def run_then(self, first: Statement, then: Statement, *, patience: float) -> tuple[list[Row], list[Row]]:
+        """Execute one, and the other after its commit, in one round trip; return the rows of both."""
+        rows = self._patiently(partial(self._together, (first, then), apart=True), first[0].name, patience)
+        return rows[0], rows[1]
+
+    def _together(self, statements: Sequence[Statement], *, apart: bool = False) -> list[list[Row]]:
+        with self._connections.lease() as connection:
+            self._check_once(connection)
+            with deferred_signals(), _pipeline(connection, apart=apart) as execute:
+                cursors = [execute(query.text, params) for query, params in statements]
+            return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
     def _execute(self, query: Query, params: Mapping[str, Any], patience: float) -> psycopg.Cursor[Row]:
         return self._patiently(partial(self._once, query, params), query.name, patience)
 
@@ -98,7 +113,7 @@ class Database:
                     raise
                 if time.monotonic() + pause > give_up_at:
                     raise unavailable(self._where, error) from error
-                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, name, _brief(error))
+                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, name, brief(error))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -119,7 +134,7 @@ class Database:
                 except BaseException as error:
                     transaction.roll_back()
                     if isinstance(error, psycopg.Error) and transaction.is_lost:
-                        raise psycopg.OperationalError(_brief(error)) from error
+                        raise psycopg.OperationalError(brief(error)) from error
                     raise
         except CONFLICTS as error:
             raise Conflict(error) from error
@@ -149,91 +164,6 @@ class Database:
             self._check_once(connection)
             with deferred_signals():
                 return _in_one_round_trip(connection, query.text, params)
-
-
-class Conflict(Exception):
-    """Another transaction was in the way: ``error`` is the serialization failure, or the deadlock."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(_brief(error))
-        self.error = error
-
-
-class Transaction:
-    """A transaction on a connection that nobody else has; its user can't commit it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        #: The connection broke, not by its user.
-        self.is_lost = False
-        self._abandoned = False
-        # Made now, it knows nothing of the row factories and adapters that the user may set.
-        self._cursor = connection.cursor()
-        self._block = connection.transaction()
-        self._transaction = self._block.__enter__()
-
-    def run(self, query: Query, params: Mapping[str, Any]) -> list[Row]:
-        """Execute and return all rows; raise StepError if the user has left the transaction in no state for that."""
-        self._check()
-        with deferred_signals():
-            return self._cursor.execute(query.text, params).fetchall()
-
-    def abandon(self, error: BaseException | None = None) -> None:
-        """Roll back at the end; raise ``error`` if it is the database's own, not its user's."""
-        if isinstance(error, psycopg.Error) and (isinstance(error, CONFLICTS) or self.connection.broken):
-            raise error
-        self._abandoned = True
-
-    def end(self) -> None:
-        """Commit, or roll back what was abandoned."""
-        if self._abandoned:
-            self.roll_back()
-            return
-        try:
-            with deferred_signals():
-                self._block.__exit__(None, None, None)
-        except psycopg.ProgrammingError as error:
-            raise StepError(f"The step has left a block `with connection.transaction():` open ({error}).") from error
-
-    def roll_back(self) -> None:
-        """Undo. What was interrupted in the middle of a statement can't be undone by another one, but by leaving."""
-        self.is_lost = self.connection.broken
-        try:
-            status = self.connection.info.transaction_status
-            if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                self._transaction.force_rollback = True
-                self._block.__exit__(None, None, None)
-                return
-            if status is TransactionStatus.ACTIVE:
-                self.connection.cancel()
-        except psycopg.Error as error:
-            # Postgres rolls back when it sees that the connection is closed.
-            logger.debug("A transaction is left without a ROLLBACK: %s", _brief(error))
-        self.connection.close()
-
-    def _check(self) -> None:
-        if self.connection.broken:
-            raise psycopg.OperationalError("the connection is lost")
-        if self.connection.closed:
-            raise StepError("The step has closed its connection.")
-        if self.connection.info.pipeline_status is not PipelineStatus.OFF:
-            raise StepError("The step has left a block `with connection.pipeline():` open.")
-        wrong = _NOT_WELL.get(self.connection.info.transaction_status)
-        if wrong is not None:
-            raise StepError(wrong)
-
-
-#: What a step can do to its transaction so that it can't be committed.
-_NOT_WELL = {
-    TransactionStatus.IDLE: (
-        "The step has ended its transaction itself: leave out COMMIT and ROLLBACK, and raise an error to roll back."
-    ),
-    TransactionStatus.ACTIVE: "The step has left a COPY or a stream of rows unfinished.",
-    TransactionStatus.INERROR: (
-        "A statement of the step has failed, and the error was swallowed: wrap what may fail in "
-        "`with durable.current.connection.transaction():`."
-    ),
-}
 
 
 class PerProcess:
@@ -306,7 +236,7 @@ class Lent(PerProcess):
             connection = self._tidied(connection)
         except psycopg.Error as error:
             # The transaction has ended before; only this connection is of no use any more.
-            logger.debug("A connection isn't used again: %s", _brief(error))
+            logger.debug("A connection isn't used again: %s", brief(error))
             connection.close()
         super()._give_back(connection)
 
@@ -415,7 +345,7 @@ def _passes(error: psycopg.Error) -> bool:
 
 def unavailable(place: str, error: Exception) -> DatabaseUnavailable:
     """Return the error that says where no Postgres answers, and why."""
-    return DatabaseUnavailable(f"Postgres can't be reached at {place} (setting {SETTING}): {_brief(error)}")
+    return DatabaseUnavailable(f"Postgres can't be reached at {place} (setting {SETTING}): {brief(error)}")
 
 
 def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any]:
@@ -444,15 +374,29 @@ def _in_one_round_trip(connection: Connection, text: str, params: Mapping[str, A
     return cursor
 
 
+@contextmanager
+def _pipeline(connection: Connection, *, apart: bool) -> Iterator[Callable[..., psycopg.Cursor[Row]]]:
+    """Send statements without waiting for answers: as one transaction, or each as its own after the one before."""
+    if not psycopg.Pipeline.is_supported():
+        with nullcontext() if apart else connection.transaction():
+            yield connection.execute
+        return
+    with connection.pipeline() as pipeline:
+
+        def execute(text: str, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+            cursor = connection.execute(text, params, prepare=True)
+            if apart:
+                pipeline.sync()
+            return cursor
+
+        yield execute
+
+
 def _force_read_committed(connection: Connection) -> None:
     """The rules of the protocol are made for READ COMMITTED, whatever the role's default is."""
     level = connection.execute("SHOW default_transaction_isolation").fetchone()
     if level != ("read committed",):
         connection.execute("SET default_transaction_isolation = 'read committed'")
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 _prepared: weakref.WeakKeyDictionary[Connection, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -38,6 +39,8 @@ class Checkpoint:
     overran: bool = False
     #: The last of the tries was counted before it began, and hasn't ended.
     spent: bool = False
+    #: The workflow that it has started, or awaited.
+    child_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,10 @@ class Claim:
 
     fence: Fence
     crashes: int
-    signal: int
     #: The database's time.
     now: datetime = field(compare=False)
+    #: Seconds until the workflow's deadline.
+    deadline_in: float | None = field(default=None, compare=False)
     history: dict[str, Checkpoint] = field(default_factory=dict)
 
 
@@ -64,12 +68,55 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What has become of a wait: an outcome, or the seconds after which it has one at the latest."""
+
+    standing: Standing
+    checkpoint: Checkpoint | None = None
+    due_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wakers:
+    """What wakes a suspended workflow before its time."""
+
+    #: Messages of these topics.
+    topics: frozenset[str] = frozenset()
+    #: For the key of a wait that has registered, how many of the things that it awaits may be missing.
+    waits: Mapping[str, int] = field(default_factory=dict)
+
+    def __or__(self, other: Wakers) -> Wakers:
+        return Wakers(self.topics | other.topics, {**self.waits, **other.waits})
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What has become of the start of a workflow."""
+
+    #: It is born by this statement.
+    born: bool
+    #: When its message may be sent; None: later, by the recovery.
+    published_at: datetime | None = None
+    #: The unfinished workflow that has its deduplication id.
+    holder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStart:
+    """What has become of the start of a child."""
+
+    standing: Standing
+    published: Published
+    #: The task that its id belongs to, if there was such a workflow before.
+    taken_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """A workflow as one node sees it."""
 
     name: str
     state: str
-    signal: int
     retries: int
     mine: bool
     #: The node's heartbeat is younger than its lease.

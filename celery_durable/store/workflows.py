@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from psycopg import errors
+
+from ..exceptions import WorkflowConflict
 from ..serialization import Payload
-from .pool import Database
+from .checkpoints import StepRecord
+from .guest import Guest
+from .pool import Database, Statement
 from .queries import Queries
-from .rows import Checkpoint, Claim, Fence, Look, StoredMessage, StoredOutcome, WorkflowRow
+from .rows import (
+    Checkpoint,
+    ChildStart,
+    Claim,
+    Fence,
+    Look,
+    Published,
+    Standing,
+    StoredMessage,
+    StoredOutcome,
+    Wakers,
+    WorkflowRow,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +50,19 @@ class Birth:
     retries: int = 0
     parent_id: str | None = None
     root_id: str | None = None
+    deduplication_id: str | None = None
+    #: What is born when this one is cancelled or given up.
+    on_cancel: Birth | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """What is written when a workflow begins with the first steps of another one."""
+
+    source: str
+    #: The steps before this one, by their place.
+    cut: int
+    message: StoredMessage
 
 
 class Workflows:
@@ -42,20 +72,59 @@ class Workflows:
         self._database = database
         self._sql = Queries("workflows.sql", schema)
 
-    def publish(self, birth: Birth, *, patience: float) -> tuple[bool, datetime | None]:
-        """Write a new workflow; (False, None) if the id is taken. The time is that of the publication."""
-        params = {name: getattr(birth, name) for name in Birth.__slots__}
-        rows = self._run("publish", patience, **params)
-        return (True, rows[0][0]) if rows else (False, None)
+    def publish(self, birth: Birth, *, patience: float) -> Published:
+        """Write a new workflow, unless its id is taken, or its deduplication id is."""
+        (row,) = self._with_hook(birth, (self._sql["publish"], _of_birth(birth)), patience)
+        return Published(*row)
+
+    def publish_in(self, guest: Guest, birth: Birth) -> Published:
+        """Write a new workflow in a transaction of the caller's own."""
+        (row,) = guest.run_all([*self._hook(birth), (self._sql["publish"], _of_birth(birth))])
+        return Published(*row)
+
+    def publish_many(self, births: Sequence[Birth], *, patience: float) -> dict[str, datetime | None]:
+        """Write many new workflows in one statement; return when those that are born were published."""
+        lists = {f"{name}s": [getattr(birth, name) for birth in births] for name in _OF_MANY}
+        rows = self._run("publish_many", patience, republish_after=births[0].republish_after, **lists)
+        return dict(rows)
+
+    def bear(self, fence: Fence, record: StepRecord, birth: Birth, *, patience: float) -> ChildStart | None:
+        """Write a child with the parent's checkpoint; None: the parent isn't ours any more."""
+        assert record.payload is not None
+        params = {
+            **_of_birth(birth), "parent": fence.id, "attempt": fence.attempt, "token": fence.token, "key": record.key,
+            "seq": record.seq, "value": record.payload.data, "value_type": record.payload.content_type,
+            "args": record.args, "fingerprint": record.fingerprint,
+        }  # fmt: skip
+        rows = self._with_hook(birth, (self._sql["bear"], params), patience)
+        if not rows:
+            return None
+        state, draining, late, taken_by, holder, born, published_at = rows[0]
+        return ChildStart(Standing(state, draining, late), Published(born, published_at, holder), taken_by)
+
+    def _with_hook(self, birth: Birth, statement: Statement, patience: float) -> list[tuple[Any, ...]]:
+        statements = [*self._hook(birth), statement]
+        while True:
+            try:
+                if len(statements) == 1:
+                    return self._database.run(*statement, patience=patience)
+                return self._database.run_all(statements, patience=patience)
+            except errors.UniqueViolation:
+                # Another one with the same deduplication id was started at this moment: the next look finds it.
+                continue
+
+    def _hook(self, birth: Birth) -> list[Statement]:
+        if birth.on_cancel is None:
+            return []
+        return [(self._sql["on_cancel"], {**_of_birth(birth.on_cancel), "workflow": birth.id})]
 
     def unsent(self, ids: Collection[str], *, patience: float) -> None:
         """Note that these messages couldn't be sent."""
         self._run("unsent", patience, ids=list(ids))
 
-    def name_of(self, workflow_id: str, *, patience: float) -> str | None:
-        """Return the task that has taken an id, if any."""
-        rows = self._run("name_of", patience, id=workflow_id)
-        return rows[0][0] if rows else None
+    def names_of(self, ids: Collection[str], *, patience: float) -> dict[str, str]:
+        """Return the tasks that have taken these ids, by id."""
+        return dict(self._run("names_of", patience, ids=list(ids)))
 
     def claim(
         self, workflow_id: str, name: str, token: UUID, node: UUID, *, retries: int, patience: float
@@ -67,9 +136,9 @@ class Workflows:
         rows = self._run("claim", patience, id=workflow_id, name=name, token=token, node=node, retries=retries)
         if not rows:
             return None
-        attempt, crashes, signal, now = rows[0][:4]
+        attempt, crashes, now, deadline_in = rows[0][:4]
         history = {row[4]: _checkpoint(row[4:]) for row in rows if row[4] is not None}
-        return Claim(Fence(workflow_id, attempt, token, node), crashes, signal, now, history)
+        return Claim(Fence(workflow_id, attempt, token, node), crashes, now, deadline_in, history)
 
     def look(self, fence: Fence, *, patience: float) -> Look | None:
         """Return how a workflow stands, seen by an attempt; None if there is no such workflow."""
@@ -77,24 +146,53 @@ class Workflows:
         return Look(*rows[0]) if rows else None
 
     def finish(
-        self, fence: Fence, state: str, payload: Payload, *, ok: bool, dispatched: bool, patience: float
-    ) -> bool:
-        """End an attempt with an outcome; False if the run isn't ours to end any more."""
-        return bool(
-            self._run(
-                "finish", patience, id=fence.id, attempt=fence.attempt, token=fence.token, state=state, ok=ok,
-                value=payload.data, content_type=payload.content_type, dispatched=dispatched,
-            )
-        )  # fmt: skip
+        self,
+        fence: Fence,
+        state: str,
+        payload: Payload,
+        then: Statement,
+        *,
+        ok: bool,
+        dispatched: bool,
+        patience: float,
+    ) -> tuple[bool, list[StoredMessage]]:
+        """End an attempt with an outcome; False if the run isn't ours to end any more.
 
-    def suspend(self, fence: Fence, reason: str, seconds: float | None, signal: int, *, patience: float) -> bool:
-        """Let an attempt wait without a worker; False if the run isn't ours any more."""
-        return bool(
-            self._run(
-                "suspend", patience, id=fence.id, attempt=fence.attempt, token=fence.token, signal=signal,
-                seconds=seconds, reason=reason,
-            )
-        )  # fmt: skip
+        ``then`` wakes those that await it, after the commit; their messages are returned, for the caller to send.
+        """
+        params = {
+            "id": fence.id, "attempt": fence.attempt, "token": fence.token, "state": state, "ok": ok,
+            "value": payload.data, "content_type": payload.content_type, "dispatched": dispatched,
+        }  # fmt: skip
+        done, woken = self._database.run_then((self._sql["finish"], params), then, patience=patience)
+        return bool(done), [StoredMessage(*row) for row in woken]
+
+    def suspend(
+        self,
+        fence: Fence,
+        reason: str,
+        seconds: float | None,
+        wakers: Wakers,
+        *,
+        republish_after: float,
+        patience: float,
+    ) -> tuple[bool, StoredMessage | None]:
+        """Let an attempt wait without a worker; False if the run isn't ours any more.
+
+        What it waits for may be there already: then the message is returned with which it goes on.
+        """
+        while True:
+            rows = self._run(
+                "suspend", patience, id=fence.id, attempt=fence.attempt, token=fence.token, reason=reason,
+                seconds=seconds, topics=sorted(wakers.topics), waits=list(wakers.waits),
+                spares=list(wakers.waits.values()),
+                republish_after=republish_after,
+            )  # fmt: skip
+            if not rows:
+                return False, None
+            state, *message = rows[0]
+            if state is not None:
+                return True, None if message[0] is None else StoredMessage(*message)
 
     def release(self, fence: Fence, republish_after: float, *, patience: float) -> StoredMessage | None:
         """Hand an attempt over; return the message that the caller now sends."""
@@ -118,10 +216,59 @@ class Workflows:
             )
         )  # fmt: skip
 
-    def resume(self, workflow_id: str, republish_after: float, *, patience: float) -> StoredMessage | None:
-        """Let a workflow go on that has ended without success; return the message that the caller now sends."""
-        rows = self._run("resume", patience, id=workflow_id, republish_after=republish_after)
-        return StoredMessage(*rows[0]) if rows else None
+    def resume(self, ids: Collection[str], republish_after: float, *, patience: float) -> list[StoredMessage]:
+        """Let workflows go on that have ended without success, all or none; return what the caller now sends.
+
+        Raises WorkflowConflict if another workflow has the deduplication id of one of them.
+        """
+        try:
+            rows = self._run("resume", patience, ids=list(ids), republish_after=republish_after)
+        except errors.UniqueViolation as error:
+            raise WorkflowConflict(
+                "A workflow can't be resumed while another one of the same task has its deduplication_id."
+            ) from error
+        return [StoredMessage(*row) for row in rows]
+
+    def cancel(self, ids: Collection[str], *, verdict: Payload, patience: float) -> list[str]:
+        """End these workflows as CANCELLED; return those that hadn't ended."""
+        return _ids(self._run("cancel", patience, ids=list(ids), verdict=verdict.data))
+
+    def family(self, ids: Collection[str], *, patience: float) -> list[str]:
+        """Return these workflows and all that they have started, as far as they haven't ended."""
+        return _ids(self._run("family", patience, ids=list(ids)))
+
+    def ask_to_cancel_in(self, guest: Guest, ids: Collection[str], *, children: bool) -> None:
+        """Have workflows cancelled once the caller's own transaction is committed."""
+        guest.run_all([(self._sql["ask_to_cancel"], {"ids": list(ids), "children": children})])
+
+    def asked_to_cancel(self, *, limit: int, patience: float) -> list[tuple[str, bool]]:
+        """Return what is to be cancelled, and whether with all that it has started."""
+        return [(row[0], row[1]) for row in self._run("asked_to_cancel", patience, limit=limit)]
+
+    def forget_cancellations(self, ids: Collection[str], *, patience: float) -> None:
+        """Note that these have ended."""
+        self._run("forget_cancellations", patience, ids=list(ids))
+
+    def fork(self, forks: Sequence[Fork], republish_after: float, *, patience: float) -> dict[str, datetime]:
+        """Write new workflows that begin with the first steps of others, all or none; return when they were published.
+
+        Raises WorkflowConflict if an id is taken.
+        """
+        try:
+            rows = self._run(
+                "fork", patience, ids=[fork.message.workflow_id for fork in forks],
+                sources=[fork.source for fork in forks], cuts=[fork.cut for fork in forks],
+                envelopes=[fork.message.envelope for fork in forks], bodys=[fork.message.body for fork in forks],
+                content_types=[fork.message.content_type for fork in forks],
+                content_encodings=[fork.message.content_encoding for fork in forks], republish_after=republish_after,
+            )  # fmt: skip
+        except errors.UniqueViolation as error:
+            raise WorkflowConflict("The id for a fork is taken: choose another new_id.") from error
+        return dict(rows)
+
+    def messages_of(self, ids: Collection[str], *, patience: float) -> list[StoredMessage]:
+        """Return the stored messages of workflows."""
+        return [StoredMessage(*row) for row in self._run("message_of", patience, ids=list(ids))]
 
     def expired(self, ids: Collection[str], *, verdict: Payload, patience: float) -> list[str]:
         """End workflows that weren't started in time, as Celery's ``expires`` has it."""
@@ -193,13 +340,15 @@ class Workflows:
         name: str | None,
         queue: str | None,
         parent_id: str | None,
+        root_id: str | None,
+        forked_from: str | None,
         limit: int,
         patience: float,
     ) -> list[WorkflowRow]:
         """Return the newest workflows that fit all filters."""
         rows = self._run(
             "matching", patience, states=None if states is None else list(states), name=name, queue=queue,
-            parent_id=parent_id, limit=limit,
+            parent_id=parent_id, root_id=root_id, forked_from=forked_from, limit=limit,
         )  # fmt: skip
         return [WorkflowRow.of(row) for row in rows]
 
@@ -207,11 +356,21 @@ class Workflows:
         return self._database.run(self._sql[query], params, patience=patience)
 
 
+_OF_MANY = (
+    "id", "name", "queue", "max_crashes", "timeout", "parent_id", "root_id", "delay", "envelope", "body",
+    "content_type", "content_encoding",
+)  # fmt: skip
+
+
+def _of_birth(birth: Birth) -> dict[str, Any]:
+    return {name: getattr(birth, name) for name in Birth.__slots__ if name != "on_cancel"}
+
+
 def _ids(rows: list[tuple[Any, ...]]) -> list[str]:
     return [row[0] for row in rows]
 
 
 def _checkpoint(columns: tuple[Any, ...]) -> Checkpoint:
-    key, seq, tries, ok, value, content_type, args, fingerprint, errors, due_in, overran, spent = columns
+    key, seq, tries, ok, value, content_type, args, fingerprint, errors, due_in, *rest = columns
     payload = None if value is None else Payload(value, content_type)
-    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in or 0.0, overran, spent)
+    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in or 0.0, *rest)

@@ -1,12 +1,17 @@
 -- name: publish
--- A workflow is born: its row and its message, before the message is sent. No row: the id is taken.
-WITH born AS (
+-- A workflow is born: its row and its message, before the message is sent. Nothing is written if the id is taken, or
+-- if an unfinished workflow of this task has the same deduplication id: that one is returned.
+WITH holder AS MATERIALIZED (
+    SELECT id FROM {schema}.workflow
+    WHERE name = %(name)s AND deduplication_id = %(deduplication_id)s AND finished_at IS NULL
+), born AS (
     INSERT INTO {schema}.workflow
-        (id, name, queue, state, max_crashes, timeout, retries, parent_id, root_id, publish_at, published_at)
-    VALUES (%(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), %(retries)s,
-        %(parent_id)s, %(root_id)s,
+        (id, name, queue, state, max_crashes, timeout, retries, parent_id, root_id, deduplication_id, publish_at, published_at)
+    SELECT %(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), %(retries)s,
+        %(parent_id)s, %(root_id)s, %(deduplication_id)s,
         clock_timestamp() + make_interval(secs => coalesce(%(delay)s, %(republish_after)s)),
-        CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END)
+        CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END
+    WHERE NOT EXISTS (SELECT FROM holder)
     ON CONFLICT (id) DO NOTHING
     RETURNING id, published_at
 ), kept AS (
@@ -15,7 +20,94 @@ WITH born AS (
     ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
         content_type = excluded.content_type, content_encoding = excluded.content_encoding
 )
-SELECT published_at FROM born
+SELECT EXISTS (SELECT FROM born), (SELECT published_at FROM born), (SELECT id FROM holder)
+
+-- name: publish_many
+-- Workflows are born together, as by publish; returns those that are.
+WITH asked AS MATERIALIZED (
+    SELECT * FROM unnest(%(ids)s::text[], %(names)s::text[], %(queues)s::text[], %(max_crashess)s::integer[],
+        %(timeouts)s::float8[], %(parent_ids)s::text[], %(root_ids)s::text[], %(delays)s::float8[], %(envelopes)s::text[],
+        %(bodys)s::bytea[], %(content_types)s::text[], %(content_encodings)s::text[])
+        AS r (id, name, queue, max_crashes, timeout, parent_id, root_id, delay, envelope, body, content_type, content_encoding)
+), born AS (
+    INSERT INTO {schema}.workflow
+        (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at, published_at)
+    SELECT id, name, queue, 'ENQUEUED', max_crashes, make_interval(secs => timeout), parent_id, root_id,
+        clock_timestamp() + make_interval(secs => coalesce(delay, %(republish_after)s)),
+        CASE WHEN delay IS NULL THEN clock_timestamp() END
+    FROM asked ORDER BY id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, published_at
+), kept AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT asked.id, envelope, body, content_type, content_encoding FROM asked JOIN born ON born.id = asked.id
+    ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
+        content_type = excluded.content_type, content_encoding = excluded.content_encoding
+)
+SELECT id, published_at FROM born
+
+-- name: names_of
+-- Which tasks have taken these ids.
+SELECT id, name FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[])
+
+-- name: on_cancel
+-- Keep what is to be born if a workflow is cancelled or given up.
+WITH kept AS (
+    INSERT INTO {schema}.on_cancel (workflow, id, name, queue, max_crashes, timeout)
+    SELECT %(workflow)s, %(id)s, %(name)s, %(queue)s, %(max_crashes)s, make_interval(secs => %(timeout)s)
+    WHERE NOT EXISTS (SELECT FROM {schema}.workflow WHERE id = %(workflow)s)
+    ON CONFLICT (workflow) DO UPDATE SET id = excluded.id, name = excluded.name, queue = excluded.queue,
+        max_crashes = excluded.max_crashes, timeout = excluded.timeout
+    RETURNING id
+)
+INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+SELECT id, %(envelope)s, %(body)s, %(content_type)s, %(content_encoding)s FROM kept
+ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
+    content_type = excluded.content_type, content_encoding = excluded.content_encoding
+
+-- name: bear
+-- A workflow starts a child: the child's rows and the parent's checkpoint, all of it or nothing. It is written only if
+-- all is well with the parent and the id isn't taken by another task; the child ends with the parent's deadline.
+WITH run AS (
+    SELECT w.id, w.state, coalesce(n.draining, false) AS draining,
+        coalesce(w.deadline <= clock_timestamp(), false) AS late, w.deadline
+    FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
+    WHERE w.id = %(parent)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state IN ('RUNNING', 'CANCELLED')
+    FOR KEY SHARE OF w
+), taken AS MATERIALIZED (
+    SELECT name FROM {schema}.workflow WHERE id = %(id)s
+), holder AS MATERIALIZED (
+    SELECT id FROM {schema}.workflow
+    WHERE name = %(name)s AND deduplication_id = %(deduplication_id)s AND finished_at IS NULL
+), saved AS (
+    INSERT INTO {schema}.checkpoint
+        (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, child_id, started_at, at)
+    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, 1, true, %(value)s, %(value_type)s, %(args)s, %(fingerprint)s,
+        coalesce((SELECT id FROM holder), %(id)s), clock_timestamp(), clock_timestamp()
+    FROM run WHERE run.state = 'RUNNING' AND NOT run.draining AND NOT run.late
+    AND NOT EXISTS (SELECT FROM taken WHERE name <> %(name)s)
+    ON CONFLICT (workflow, key) DO NOTHING
+    RETURNING workflow
+), born AS (
+    INSERT INTO {schema}.workflow
+        (id, name, queue, state, max_crashes, timeout, deadline, parent_id, root_id, deduplication_id, publish_at,
+         published_at)
+    SELECT %(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), run.deadline,
+        %(parent_id)s, %(root_id)s, %(deduplication_id)s,
+        clock_timestamp() + make_interval(secs => coalesce(%(delay)s, %(republish_after)s)),
+        CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END
+    FROM saved, run WHERE NOT EXISTS (SELECT FROM holder)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, published_at
+), kept AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT id, %(envelope)s, %(body)s, %(content_type)s, %(content_encoding)s FROM born
+    ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
+        content_type = excluded.content_type, content_encoding = excluded.content_encoding
+)
+SELECT run.state, run.draining, run.late, (SELECT name FROM taken), (SELECT id FROM holder),
+    EXISTS (SELECT FROM born), (SELECT published_at FROM born)
+FROM run
 
 -- name: unsent
 -- Its message couldn't be sent: recovery sends it as soon as it can.
@@ -33,8 +125,9 @@ WITH seen AS MATERIALIZED (
     UPDATE {schema}.workflow w
     SET state = 'RUNNING', attempt = w.attempt + (w.state = 'ENQUEUED')::int, token = %(token)s, node = %(node)s,
         claimed_at = clock_timestamp(), started_at = coalesce(w.started_at, clock_timestamp()),
-        publish_at = NULL, published_at = NULL, publishes = 0, wake_at = NULL, waiting_for = NULL,
-        deadline = coalesce(w.deadline, clock_timestamp() + w.timeout)
+        publish_at = NULL, published_at = NULL, publishes = 0, wake_at = NULL, waiting_for = NULL, awaits = NULL,
+        topics = NULL,
+        deadline = CASE WHEN w.started_at IS NULL THEN least(w.deadline, clock_timestamp() + w.timeout) ELSE w.deadline END
     WHERE w.id = %(id)s AND w.name = %(name)s
     AND (w.state = 'RUNNING' AND w.token = %(token)s
          OR w.state = 'ENQUEUED' AND w.attempt = (SELECT attempt FROM seen)
@@ -43,17 +136,18 @@ WITH seen AS MATERIALIZED (
          AND w.retries = %(retries)s AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
          AND EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND NOT n.draining
                      AND n.seen > clock_timestamp() - n.lease))
-    RETURNING w.id, w.attempt, w.crashes, w.signal
+    RETURNING w.id, w.attempt, w.crashes, w.deadline
 )
-SELECT run.attempt, run.crashes, run.signal, clock_timestamp(), c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
+SELECT run.attempt, run.crashes, clock_timestamp(), extract(epoch FROM run.deadline - clock_timestamp())::float8,
+    c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
     c.errors, greatest(extract(epoch FROM c.wake_at - clock_timestamp()), 0)::float8 AS due_in, c.overran,
-    c.spent
+    c.spent, c.child_id
 FROM run LEFT JOIN {schema}.checkpoint c ON c.workflow = run.id
 ORDER BY c.seq
 
 -- name: look
 -- How a workflow stands, as one attempt on one node sees it.
-SELECT w.name, w.state, w.signal, w.retries, coalesce(w.token = %(token)s AND w.attempt = %(attempt)s, false) AS mine,
+SELECT w.name, w.state, w.retries, coalesce(w.token = %(token)s AND w.attempt = %(attempt)s, false) AS mine,
     EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND n.seen > clock_timestamp() - n.lease) AS beating,
     coalesce((SELECT n.draining FROM {schema}.node n WHERE n.id = %(node)s), false) AS draining,
     coalesce(w.deadline <= clock_timestamp(), false) AS late,
@@ -72,7 +166,12 @@ WITH own AS (
     SET state = %(state)s, finished_at = clock_timestamp(), dispatched = %(dispatched)s,
         node = CASE WHEN %(dispatched)s THEN NULL ELSE w.node END
     FROM own WHERE w.id = own.id
-    RETURNING w.id
+    RETURNING w.id, w.root_id
+), compensated AS (
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, done.root_id, clock_timestamp()
+    FROM {schema}.on_cancel o JOIN done ON done.id = o.workflow AND %(state)s = 'DEAD'
+    ON CONFLICT (id) DO NOTHING
 )
 INSERT INTO {schema}.output (workflow, ok, value, content_type)
 SELECT id, %(ok)s, %(value)s, %(content_type)s FROM done
@@ -80,21 +179,40 @@ ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, c
 RETURNING true
 
 -- name: suspend
--- An attempt waits without a worker. What arrived since its last look makes it runnable at once.
-WITH own AS (
+-- An attempt waits without a worker, until its time or until what it awaits has come; what is there already makes it
+-- runnable at once. Whatever arrives counts `signal` up: if that has moved since this statement's own snapshot,
+-- nothing is written, and the statement is made again.
+WITH seen AS MATERIALIZED (
+    SELECT signal FROM {schema}.workflow WHERE id = %(id)s
+), own AS (
     SELECT id, signal, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
                        AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow
     WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
     FOR UPDATE
-)
-UPDATE {schema}.workflow w
-SET state = CASE WHEN own.signal = %(signal)s THEN 'SUSPENDED' ELSE 'ENQUEUED' END, node = NULL, token = NULL,
+), missing AS MATERIALIZED (
+    SELECT min((SELECT count(*) FROM {schema}.awaiting a WHERE a.waiter = %(id)s AND a.wait = n.wait) - n.spare)::integer
+        AS awaits
+    FROM unnest(%(waits)s::text[], %(spares)s::integer[]) AS n (wait, spare)
+), arrived AS MATERIALIZED (
+    SELECT coalesce(missing.awaits <= 0, false) OR EXISTS (
+        SELECT FROM unnest(%(topics)s::text[]) AS t (topic), {schema}.message m
+        WHERE m.workflow = %(id)s AND m.topic = t.topic AND m.taken_by IS NULL) AS already
+    FROM missing
+), freed AS (
+    UPDATE {schema}.workflow w
+    SET state = CASE WHEN arrived.already THEN 'ENQUEUED' ELSE 'SUSPENDED' END, node = NULL, token = NULL,
         crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END,
-    wake_at = clock_timestamp() + make_interval(secs => %(seconds)s), waiting_for = %(reason)s,
-    publish_at = CASE WHEN own.signal <> %(signal)s THEN clock_timestamp() END
-FROM own WHERE w.id = own.id
-RETURNING true
+        wake_at = clock_timestamp() + make_interval(secs => %(seconds)s), waiting_for = %(reason)s,
+        awaits = missing.awaits, topics = %(topics)s::text[],
+        publish_at = CASE WHEN arrived.already THEN clock_timestamp() + make_interval(secs => %(republish_after)s) END,
+        published_at = CASE WHEN arrived.already THEN clock_timestamp() END
+    FROM own, seen, missing, arrived WHERE w.id = own.id AND own.signal = seen.signal
+    RETURNING w.id, w.state, w.published_at, w.attempt
+)
+SELECT freed.state, i.workflow, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
+FROM own LEFT JOIN freed ON freed.id = own.id
+LEFT JOIN {schema}.input i ON i.workflow = freed.id AND freed.state = 'ENQUEUED'
 
 -- name: release
 -- An attempt is handed over: enqueued again, its message sent by the one who releases it.
@@ -140,16 +258,18 @@ WITH own AS (
 SELECT true FROM freed
 
 -- name: resume
--- A workflow that has ended without success goes on past its completed steps; failed ones run anew, no deadline
--- holds any more. While its last owner still delivers the old end, the message waits for that.
-WITH ended AS (
-    SELECT id FROM {schema}.workflow WHERE id = %(id)s AND state IN ('CANCELLED', 'DEAD', 'FAILURE') FOR UPDATE
+-- Workflows that have ended without success go on past their completed steps, all of them or none; failed steps run
+-- anew, no deadline holds any more. While its last owner still delivers the old end, the message waits for that.
+WITH ended AS MATERIALIZED (
+    SELECT id FROM {schema}.workflow
+    WHERE id = ANY(%(ids)s::text[]) AND state IN ('CANCELLED', 'DEAD', 'FAILURE') ORDER BY id FOR UPDATE
 ), freed AS (
     UPDATE {schema}.workflow w
     SET state = 'ENQUEUED', finished_at = NULL, dispatched = NULL, token = NULL, crashes = 0, timeout = NULL,
-        deadline = NULL, wake_at = NULL, waiting_for = NULL, publishes = 0, published_at = clock_timestamp(),
+        deadline = NULL, wake_at = NULL, waiting_for = NULL, awaits = NULL, topics = NULL, signal = w.signal + 1,
+        publishes = 0, published_at = clock_timestamp(),
         publish_at = clock_timestamp() + make_interval(secs => %(republish_after)s)
-    FROM ended WHERE w.id = ended.id
+    FROM ended WHERE w.id = ended.id AND (SELECT count(*) FROM ended) = cardinality(%(ids)s::text[])
     RETURNING w.id, w.published_at, w.attempt
 ), cleared AS (
     DELETE FROM {schema}.checkpoint c USING freed WHERE c.workflow = freed.id AND c.ok IS NOT TRUE
@@ -159,16 +279,99 @@ WITH ended AS (
 SELECT freed.id, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
 FROM freed JOIN {schema}.input i ON i.workflow = freed.id
 
+-- name: cancel
+-- Workflows end at once, whatever they do; a running step may still be recorded, and nothing new starts.
+WITH live AS MATERIALIZED (
+    SELECT id FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[]) AND finished_at IS NULL
+    ORDER BY id FOR NO KEY UPDATE
+), ended AS (
+    UPDATE {schema}.workflow w SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
+        signal = w.signal + 1, publish_at = NULL, published_at = NULL, wake_at = NULL, awaits = NULL, topics = NULL
+    FROM live WHERE w.id = live.id
+    RETURNING w.id, w.root_id
+), told AS (
+    INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
+    ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
+), compensated AS (
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
+    FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
+    ON CONFLICT (id) DO NOTHING
+), answered AS (
+    DELETE FROM {schema}.cancellation c USING live WHERE c.workflow = live.id
+)
+SELECT id FROM ended
+
+-- name: family
+-- Workflows with all that they have started, and what those have.
+WITH RECURSIVE family AS (
+    SELECT id FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[])
+    UNION
+    SELECT w.id FROM family JOIN {schema}.workflow w ON w.parent_id = family.id
+)
+SELECT w.id FROM family JOIN {schema}.workflow w ON w.id = family.id WHERE w.finished_at IS NULL
+
+-- name: ask_to_cancel
+-- A transaction of the caller's own wants workflows cancelled; it must not hold locks on their rows.
+INSERT INTO {schema}.cancellation (workflow, children) SELECT id, %(children)s FROM unnest(%(ids)s::text[]) AS asked (id)
+ON CONFLICT (workflow) DO UPDATE SET children = excluded.children OR cancellation.children
+
+-- name: asked_to_cancel
+-- What is to be cancelled, and whether with all that it has started.
+SELECT workflow, children FROM {schema}.cancellation ORDER BY workflow LIMIT %(limit)s
+
+-- name: forget_cancellations
+-- These are cancelled, or were finished already.
+DELETE FROM {schema}.cancellation WHERE workflow = ANY(%(ids)s::text[])
+
+-- name: fork
+-- New workflows begin with what others had completed before a step, all of them or none; each is enqueued at once.
+WITH asked AS MATERIALIZED (
+    SELECT * FROM unnest(%(ids)s::text[], %(sources)s::text[], %(cuts)s::integer[], %(envelopes)s::text[], %(bodys)s::bytea[],
+        %(content_types)s::text[], %(content_encodings)s::text[])
+        AS r (id, source, cut, envelope, body, content_type, content_encoding)
+), born AS (
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, forked_from, publish_at,
+        published_at)
+    SELECT asked.id, w.name, w.queue, 'ENQUEUED', w.max_crashes, w.timeout, asked.id, w.id,
+        clock_timestamp() + make_interval(secs => %(republish_after)s), clock_timestamp()
+    FROM asked JOIN {schema}.workflow w ON w.id = asked.source
+    RETURNING id, published_at
+), kept AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT asked.id, envelope, body, content_type, content_encoding FROM asked JOIN born ON born.id = asked.id
+    ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
+        content_type = excluded.content_type, content_encoding = excluded.content_encoding
+), copied AS (
+    INSERT INTO {schema}.checkpoint (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint,
+        errors, child_id, wake_at, started_at, at)
+    SELECT born.id, c.key, c.seq, 0, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint, c.errors, c.child_id,
+        c.wake_at, c.started_at, c.at
+    FROM asked JOIN born ON born.id = asked.id
+    JOIN {schema}.checkpoint c ON c.workflow = asked.source AND c.seq < asked.cut AND c.ok IS NOT NULL
+)
+SELECT id, published_at FROM born
+
+-- name: message_of
+-- The stored message of workflows.
+SELECT w.id, w.published_at, w.attempt, i.envelope, i.body, i.content_type, i.content_encoding
+FROM {schema}.workflow w JOIN {schema}.input i ON i.workflow = w.id WHERE w.id = ANY(%(ids)s::text[])
+
 -- name: expired
 -- A workflow that wasn't started before Celery's `expires` ends; whoever found that delivers this outcome.
 WITH ended AS (
     UPDATE {schema}.workflow SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
         publish_at = NULL, published_at = NULL
     WHERE id = ANY(%(ids)s::text[]) AND state = 'ENQUEUED' AND attempt = 0
-    RETURNING id
+    RETURNING id, root_id
 ), told AS (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
+), compensated AS (
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
+    FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
+    ON CONFLICT (id) DO NOTHING
 )
 SELECT id FROM ended
 
@@ -211,11 +414,16 @@ WITH lost AS (
         finished_at = CASE WHEN judged.crashes > w.max_crashes THEN clock_timestamp() END,
         dispatched = CASE WHEN judged.crashes > w.max_crashes THEN false END
     FROM judged WHERE w.id = judged.id
-    RETURNING w.id, w.state
+    RETURNING w.id, w.state, w.root_id
 ), told AS (
     INSERT INTO {schema}.output (workflow, ok, value)
     SELECT id, false, %(verdict)s FROM freed WHERE state = 'DEAD'
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
+), compensated AS (
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, freed.root_id, clock_timestamp()
+    FROM {schema}.on_cancel o JOIN freed ON freed.id = o.workflow AND freed.state = 'DEAD'
+    ON CONFLICT (id) DO NOTHING
 )
 SELECT id, state FROM freed
 
@@ -241,7 +449,8 @@ WITH due AS (
     SELECT id FROM {schema}.workflow WHERE state = 'SUSPENDED' AND wake_at <= (SELECT clock_timestamp())
     ORDER BY wake_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
-UPDATE {schema}.workflow w SET state = 'ENQUEUED', publish_at = clock_timestamp(), published_at = NULL
+UPDATE {schema}.workflow w SET state = 'ENQUEUED', publish_at = clock_timestamp(), published_at = NULL, awaits = NULL,
+    topics = NULL
 FROM due WHERE w.id = due.id
 RETURNING w.id
 
@@ -252,12 +461,17 @@ WITH late AS (
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), ended AS (
     UPDATE {schema}.workflow w SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
-        publish_at = NULL, published_at = NULL, wake_at = NULL
+        signal = w.signal + 1, publish_at = NULL, published_at = NULL, wake_at = NULL, awaits = NULL, topics = NULL
     FROM late WHERE w.id = late.id
-    RETURNING w.id
+    RETURNING w.id, w.root_id
 ), told AS (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
+), compensated AS (
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
+    FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
+    ON CONFLICT (id) DO NOTHING
 )
 SELECT id FROM ended
 
@@ -355,6 +569,17 @@ WITH old AS (
     DELETE FROM {schema}.output o USING gone WHERE o.workflow = gone.id
 ), checkpoints AS (
     DELETE FROM {schema}.checkpoint c USING gone WHERE c.workflow = gone.id
+), messages AS (
+    DELETE FROM {schema}.message m USING gone WHERE m.workflow = gone.id
+), events AS (
+    DELETE FROM {schema}.event e USING gone WHERE e.workflow = gone.id
+), waits AS (
+    DELETE FROM {schema}.awaiting a USING gone WHERE a.waiter = gone.id
+), hooks AS (
+    DELETE FROM {schema}.on_cancel o USING gone WHERE o.workflow = gone.id RETURNING o.id
+), unused AS (
+    DELETE FROM {schema}.input i USING hooks
+    WHERE i.workflow = hooks.id AND NOT EXISTS (SELECT FROM {schema}.workflow w WHERE w.id = hooks.id)
 )
 SELECT id FROM gone
 
@@ -386,8 +611,6 @@ WHERE (%(states)s::text[] IS NULL OR w.state = ANY(%(states)s))
 AND (%(name)s::text IS NULL OR w.name = %(name)s)
 AND (%(queue)s::text IS NULL OR w.queue = %(queue)s)
 AND (%(parent_id)s::text IS NULL OR w.parent_id = %(parent_id)s)
+AND (%(root_id)s::text IS NULL OR w.root_id = %(root_id)s)
+AND (%(forked_from)s::text IS NULL OR w.forked_from = %(forked_from)s)
 ORDER BY w.created_at DESC, w.id LIMIT %(limit)s
-
--- name: name_of
--- Which task has taken an id.
-SELECT name FROM {schema}.workflow WHERE id = %(id)s

@@ -12,6 +12,7 @@ from celery_durable.engine.context import Attempt, boot_time
 from celery_durable.exceptions import WorkflowDead
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
+from tests.fixtures.tables import TRUNCATE
 
 DUE = "UPDATE celery_durable.checkpoint SET wake_at = clock_timestamp()"
 LATE = "UPDATE celery_durable.workflow SET deadline = clock_timestamp() - interval '1 s'"
@@ -81,8 +82,7 @@ def steps(shop: Inprocess) -> dict[str, durable.StepInfo]:
 
 def clear(sql: Sql) -> None:
     """Remove all workflows and nodes."""
-    tables = ("workflow", "node", "input", "output", "checkpoint")
-    sql.execute(f"TRUNCATE {', '.join(f'celery_durable.{table}' for table in tables)}")
+    sql.execute(TRUNCATE)
 
 
 @contextmanager

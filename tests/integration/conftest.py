@@ -8,11 +8,8 @@ import psycopg
 import pytest
 
 from tests.fixtures.fix_postgres import _new_database
+from tests.fixtures.tables import TRUNCATE
 
-_EMPTY = """
-    TRUNCATE celery_durable.workflow, celery_durable.node, celery_durable.input, celery_durable.output,
-        celery_durable.checkpoint
-"""
 _OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -31,5 +28,5 @@ def emptied_database_url(module_database_url: str) -> str:
     """The same, without workflows and without sessions; quicker to be had than a new one."""
     with psycopg.connect(module_database_url, autocommit=True) as connection:
         connection.execute(_OTHERS)
-        connection.execute(_EMPTY)
+        connection.execute(TRUNCATE)
     return module_database_url

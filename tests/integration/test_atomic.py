@@ -22,7 +22,8 @@ import celery_durable as durable
 from celery_durable.engine.context import running
 from celery_durable.exceptions import HandedOver, NotInWorkflow, OwnershipLost, StepTimeout
 from celery_durable.store import Store
-from celery_durable.store.pool import Transaction, lent, pooled
+from celery_durable.store.pool import lent, pooled
+from celery_durable.store.transaction import Transaction
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.inprocess import Inprocess

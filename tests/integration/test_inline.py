@@ -30,6 +30,7 @@ from celery_durable.exceptions import (
 from tests.fixtures.brokers import isolated
 from tests.fixtures.fix_postgres import Sql, _new_database
 from tests.fixtures.inprocess import Inprocess
+from tests.fixtures.tables import TRUNCATE
 from tests.integration.attempts import DUE, Killed, begin, crash, order, status, steps
 
 pytestmark = pytest.mark.oldest
@@ -68,8 +69,7 @@ def sql(servers: tuple[str, str]) -> Iterator[Sql]:
 @pytest.fixture
 def shop(servers: tuple[str, str], sql: Sql) -> Iterator[Inprocess]:
     """An app as a worker has it: its tasks are made at once, and Celery's tracer has prepared them."""
-    tables = ("workflow", "input", "output", "checkpoint")
-    sql.execute(f"TRUNCATE {', '.join(f'celery_durable.{table}' for table in tables)}")
+    sql.execute(TRUNCATE)
     _install_stack_protection()
     with closing(Inprocess(*servers, suspend_after=2)) as shop:
         shop.app.finalize()

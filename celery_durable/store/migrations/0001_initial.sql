@@ -39,11 +39,14 @@ CREATE TABLE {schema}.workflow (
     deadline      timestamptz,
     wake_at       timestamptz,
     waiting_for   text,
+    awaits        integer,
+    topics        text[],
     publish_at    timestamptz,
     published_at  timestamptz,
     publishes     integer NOT NULL DEFAULT 0,
     retries       integer NOT NULL DEFAULT 0,
     dispatched    boolean,
+    deduplication_id text,
     parent_id     text,
     root_id       text,
     forked_from   text,
@@ -62,6 +65,8 @@ COMMENT ON TABLE {schema}.workflow IS 'One durable instance of a workflow task; 
 COMMENT ON COLUMN {schema}.workflow.token IS 'Made anew for each claim; every write of the attempt carries it.';
 COMMENT ON COLUMN {schema}.workflow.crashes IS 'Crashes since the last new checkpoint.';
 COMMENT ON COLUMN {schema}.workflow.signal IS 'Counts what has arrived for this workflow; a suspension must have seen all of it.';
+COMMENT ON COLUMN {schema}.workflow.awaits IS 'How many of the things that it awaits must still come before it is woken; null: it awaits none.';
+COMMENT ON COLUMN {schema}.workflow.topics IS 'The topics of the messages that wake it; the empty text is the one of messages without a topic.';
 COMMENT ON COLUMN {schema}.workflow.publish_at IS 'When its message may be sent, or sent again.';
 COMMENT ON COLUMN {schema}.workflow.published_at IS 'When its message was last sent; null while it has to be sent.';
 COMMENT ON COLUMN {schema}.workflow.retries IS 'How often Celery has retried the whole workflow: which of its messages counts.';
@@ -76,6 +81,8 @@ CREATE INDEX workflow_deadline ON {schema}.workflow (deadline) WHERE deadline IS
 CREATE INDEX workflow_undispatched ON {schema}.workflow (id) WHERE NOT dispatched;
 CREATE INDEX workflow_finished ON {schema}.workflow (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX workflow_parent ON {schema}.workflow (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX workflow_deduplication ON {schema}.workflow (name, deduplication_id)
+    WHERE deduplication_id IS NOT NULL AND finished_at IS NULL;
 
 CREATE TABLE {schema}.input (
     workflow          text PRIMARY KEY,
@@ -120,5 +127,60 @@ COMMENT ON TABLE {schema}.checkpoint IS 'The kept outcome of each step; ok is nu
 COMMENT ON COLUMN {schema}.checkpoint.spent IS 'The last of the tries was counted before it began: it may be the one that crashes its process.';
 COMMENT ON COLUMN {schema}.checkpoint.kill_at IS 'When the hard time limit of the try that runs will have ended its process.';
 COMMENT ON COLUMN {schema}.checkpoint.overran IS 'That time limit has ended the process; the next attempt counts the try as failed.';
+
+CREATE TABLE {schema}.message (
+    seq              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    workflow         text NOT NULL,
+    topic            text NOT NULL,
+    idempotency_key  text NOT NULL,
+    body             bytea NOT NULL,
+    content_type     text,
+    taken_by         text,
+    told             boolean NOT NULL,
+    sent_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (workflow, idempotency_key)
+);
+COMMENT ON TABLE {schema}.message IS 'What was sent to each workflow; kept, once taken, for its idempotency key.';
+COMMENT ON COLUMN {schema}.message.taken_by IS 'The key of the recv that has it.';
+COMMENT ON COLUMN {schema}.message.told IS 'The workflow knows that it came: whoever sent it has woken it.';
+CREATE INDEX message_waiting ON {schema}.message (workflow, topic, seq) WHERE taken_by IS NULL;
+CREATE INDEX message_untold ON {schema}.message (seq) WHERE NOT told;
+
+CREATE TABLE {schema}.event (
+    workflow      text NOT NULL,
+    key           text NOT NULL,
+    value         bytea NOT NULL,
+    content_type  text,
+    at            timestamptz NOT NULL,
+    PRIMARY KEY (workflow, key)
+);
+COMMENT ON TABLE {schema}.event IS 'What each workflow has published; the latest value of each key.';
+
+CREATE TABLE {schema}.awaiting (
+    target  text NOT NULL,
+    event   text NOT NULL,
+    waiter  text NOT NULL,
+    wait    text NOT NULL,
+    PRIMARY KEY (target, event, waiter, wait)
+);
+COMMENT ON TABLE {schema}.awaiting IS 'Which workflow awaits which: its end (event is empty), or an event of it. Gone as soon as that has come.';
+COMMENT ON COLUMN {schema}.awaiting.wait IS 'The key of the wait: one wait may be for many.';
+CREATE INDEX awaiting_waiter ON {schema}.awaiting (waiter, wait);
+
+CREATE TABLE {schema}.on_cancel (
+    workflow     text PRIMARY KEY,
+    id           text NOT NULL,
+    name         text NOT NULL,
+    queue        text NOT NULL,
+    max_crashes  integer NOT NULL,
+    timeout      interval
+);
+COMMENT ON TABLE {schema}.on_cancel IS 'The workflow that is born when another one ends as CANCELLED or DEAD; its message is in input already.';
+
+CREATE TABLE {schema}.cancellation (
+    workflow  text PRIMARY KEY,
+    children  boolean NOT NULL
+);
+COMMENT ON TABLE {schema}.cancellation IS 'Workflows to be cancelled: what a transaction of the caller''s own has asked for.';
 
 ALTER TABLE {schema}.workflow SET (autovacuum_vacuum_scale_factor = 0.05);

@@ -18,7 +18,14 @@ from celery.events.state import State
 from celery_durable import events
 from celery_durable.config import Config
 from celery_durable.engine.observer import StepReport
-from celery_durable.events import MOST_WAITING, WATCHED_PROPERTY, StepEvents, event_of, is_watched, sends_task_events
+from celery_durable.step_events import (
+    MOST_WAITING,
+    WATCHED_PROPERTY,
+    StepEvents,
+    event_of,
+    is_watched,
+    sends_task_events,
+)
 from tests.fixtures.fix_wait import wait_until
 
 

@@ -24,12 +24,12 @@ from kombu.serialization import register, unregister
 
 import celery_durable as durable
 from celery_durable import events
-from celery_durable.events import MOST_IN_MESSAGE, MOST_WAITING, StepEvents
+from celery_durable.step_events import MOST_IN_MESSAGE, MOST_WAITING, StepEvents
 from celery_durable.testing.servers import EmbeddedBroker
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.workers import ROOT
-from tests.unit.test_events import report
+from tests.unit.test_step_events import report
 
 pytestmark = pytest.mark.oldest
 
@@ -377,7 +377,7 @@ def run(code: str, url: str, name: str, before: str = "") -> None:
     """Run code in a Python of its own that has a watcher."""
     prepared = (
         f"{before}\nimport os, threading, time\nfrom celery import Celery, signals\n"
-        "from celery_durable.events import StepEvents\nfrom tests.unit.test_events import report\n"
+        "from celery_durable.step_events import StepEvents\nfrom tests.unit.test_step_events import report\n"
         f"name = {name!r}\nwatcher = StepEvents(Celery('shop', broker={url!r}))\n"
     )
     done = subprocess.run(

@@ -1,0 +1,41 @@
+"""A step, or an unmodified task, that a workflow has sent to another worker: a workflow of that one step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from .adapter import as_step
+from .engine.context import current_attempt
+from .exceptions import Suspended
+from .publisher import STEP_TASK
+from .task import Step, Workflow
+
+
+class StepTask(Workflow[Any, Any]):
+    """The base of the one task that does this; kept in its parent, and shown, under the step's own name."""
+
+    abstract = True
+
+    def _label(self, args: tuple[Any, ...]) -> str:
+        return str(args[0])
+
+
+def add_step_task(app: Celery) -> None:
+    """Register the task that runs a step."""
+
+    @app.task(name=STEP_TASK, base=StepTask, shared=False)
+    def run_step(name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Run a step as the only one of a workflow; a worker that doesn't know it leaves it to others."""
+        task = app.tasks.get(name)
+        if task is None:
+            _leave_to_others(name)
+        step = task if isinstance(task, Step) else as_step(task)
+        return step.durable_step.call(tuple(args), kwargs)
+
+
+def _leave_to_others(name: str) -> None:
+    attempt = current_attempt()
+    assert attempt is not None
+    raise attempt.unwind(Suspended(f"a worker that has the task {name}", attempt.engine.republish_after))
