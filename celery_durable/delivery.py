@@ -17,6 +17,7 @@ from celery import states as celery_states
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.result import ResultBase
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from . import states
@@ -341,7 +342,9 @@ def _without_exit(body: Callable[[], Any]) -> Callable[[], Any]:
 
     def call() -> Any:
         try:
-            return body()
+            value = body()
+            # As Celery's result backends have it: what was started may be returned.
+            return value.as_tuple() if isinstance(value, ResultBase) else value
         except SystemExit as stop:
             if ends_process(stop):
                 raise

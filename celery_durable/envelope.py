@@ -20,7 +20,7 @@ from kombu.utils.json import loads as json_loads
 
 from . import broker
 from .broker import PATIENCE, SHORT_TRY
-from .exceptions import SerializationError
+from .exceptions import ConfigurationError, SerializationError
 from .store.rows import StoredMessage
 from .text import printable
 
@@ -60,9 +60,14 @@ class Envelope:
 
     @classmethod
     def of_publish(cls, body: Any, options: dict[str, Any], default_serializer: str) -> Envelope:
-        """Take what Celery passes to ``Producer.publish``; raise SerializationError if it can't be sent."""
+        """Take what Celery passes to ``Producer.publish``.
+
+        Raises SerializationError if it can't be sent, ConfigurationError for Celery's first task protocol.
+        """
         options = dict(options)
-        headers, exchange = options.pop("headers"), options.pop("exchange", "")
+        headers, exchange = options.pop("headers") or {}, options.pop("exchange", "")
+        if "id" not in headers:
+            raise ConfigurationError("Workflows need Celery's second task protocol: leave task_protocol at 2.")
         routing_key, declare = options.pop("routing_key", "") or "", tuple(options.pop("declare", None) or ())
         serializer = options.pop("serializer", None) or default_serializer
         compression = options.pop("compression", None)

@@ -172,10 +172,12 @@ class OfChild(RowFirst):
         call, attempt = self._call, self._call.attempt
         attempt.check_going()
         record = record_of(call, call.encode(birth.id))
+        attempt.engine.observers.tell("call_starting", attempt.id, call.key)
         child = self._installation.store.workflows.bear(attempt.fence, record, birth, patience=WHILE_ALIVE)
         attempt.judge(None if child is None else child.standing)
         assert child is not None
         check_taken(birth, child.taken_by)
+        attempt.engine.observers.tell("call_recorded", attempt.id, call.key)
         published = child.published
         started = published.holder or birth.id
         attempt.history[call.key] = Checkpoint(call.key, call.seq, 1, True, record.payload, child_id=started)

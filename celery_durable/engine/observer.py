@@ -87,6 +87,15 @@ class Observer:
     def branch_ended(self, workflow_id: str, key: str) -> None:
         """Called in a thread of a ``gather`` or an ``acall`` when it is done with a step."""
 
+    def call_starting(self, workflow_id: str, key: str) -> None:
+        """Called before a durable call other than a step: a wait, a message, an event, a child."""
+
+    def call_registered(self, workflow_id: str, key: str) -> None:
+        """Called when a wait has registered, before its last look."""
+
+    def call_recorded(self, workflow_id: str, key: str) -> None:
+        """Called when the outcome of such a call is committed, before anybody else is told."""
+
     def suspending(self, workflow_id: str, reason: str) -> None:
         """Called before a waiting workflow gives its worker slot back."""
 

@@ -24,7 +24,8 @@ async def post(call: Call, letter: Letter, waiting: Waiting) -> None:
         call.replay().get()
         return
     attempt.check_going()
-    sent_at = boot_time()
+    tell, sent_at = attempt.engine.observers.tell, boot_time()
+    tell("call_starting", attempt.id, call.key)
     record = record_of(call, call.encode(None))
     posted = await waiting.run(partial(messages.send_as_step, attempt.fence, record, letter, patience=WHILE_ALIVE))
     attempt.judge(None if posted is None else posted.standing)
@@ -33,6 +34,7 @@ async def post(call: Call, letter: Letter, waiting: Waiting) -> None:
     if not posted.kept:
         call.waiting = waiting
         (await call.settle(Ended(error=_refusal(letter, posted.state)))).get()
+    tell("call_recorded", attempt.id, call.key)
     republish_after = attempt.engine.republish_after
     _, woken = await waiting.run(
         partial(messages.tell, letter.workflow, republish_after, limit=_MOST_TOLD, patience=WHILE_ALIVE)
@@ -48,11 +50,13 @@ async def publish(call: Call, event: str, payload: Payload, waiting: Waiting) ->
         return
     attempt.check_going()
     store, sent_at = attempt.engine.store, boot_time()
+    attempt.engine.observers.tell("call_starting", attempt.id, call.key)
     then = store.awaits.notifying([attempt.id], attempt.engine.republish_after)
     standing, woken = await waiting.run(
         partial(store.events.set, attempt.fence, record_of(call, call.encode(None)), event, payload, then,
                 patience=WHILE_ALIVE)
     )  # fmt: skip
+    attempt.engine.observers.tell("call_recorded", attempt.id, call.key)
     await waiting.run(partial(attempt.send, woken))
     attempt.judge(standing)
     attempt.confirm(sent_at)

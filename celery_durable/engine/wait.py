@@ -59,13 +59,17 @@ class Wait:
         ]
 
     async def _settle(self, waiting: Waiting) -> None:
+        tell, key = self.attempt.engine.observers.tell, self.calls[0].key
+        tell("call_starting", self.attempt.id, key)
         due_in = await self._look(waiting)
         if self.open and self.wakers.waits:
             await waiting.run(self.register)
+            tell("call_registered", self.attempt.id, key)
             due_in = await self._look(waiting)
         while self.open:
             await waiting.park(self.attempt, self.reason, due_in, self.wakers)
             due_in = await self._look(waiting)
+        tell("call_recorded", self.attempt.id, key)
 
     async def _look(self, waiting: Waiting) -> float | None:
         looked = await watched(self.attempt, self.look, waiting)
@@ -209,12 +213,14 @@ async def sleep(call: Call, seconds: float | None, until: datetime | None, waiti
 
 
 async def _begin_sleep(call: Call, seconds: float | None, until: datetime | None, waiting: Waiting) -> float:
-    attempt = call.attempt
+    attempt, tell = call.attempt, call.attempt.engine.observers.tell
+    tell("call_starting", attempt.id, call.key)
     begin = partial(
         attempt.engine.store.awaits.sleep, attempt.fence, record_of(call, call.encode(None)), seconds, until,
         patience=WHILE_ALIVE,
     )  # fmt: skip
     looked = await watched(attempt, lambda: _looked(begin()), waiting)
+    tell("call_recorded", attempt.id, call.key)
     return looked.due_in or 0.0
 
 

@@ -175,7 +175,7 @@ def client_of(env: dict[str, str], database_url: str) -> Celery:
     client = Celery("client", broker=env["BROKER_URL"], backend=env["RESULT_BACKEND"] or None, set_as_current=False)
     client.conf.task_default_queue = env["CELERY_DURABLE_TEST_QUEUE"]
     durable.install(client, database_url=database_url, **SETTINGS)
-    for name in ("everything", "gated", "between"):
+    for name in ("everything", "gated", "between", "waits"):
         client.task(base=durable.Workflow, name=name)(_only_started)
     client.finalize()
     return client

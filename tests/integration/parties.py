@@ -12,10 +12,11 @@ import psycopg
 
 from celery_durable.serialization import Payload
 from celery_durable.store import Birth, NodeFacts, StepRecord
+from celery_durable.store.awaits import Awaits
 from celery_durable.store.checkpoints import Checkpoints
 from celery_durable.store.nodes import Nodes
 from celery_durable.store.pool import Database
-from celery_durable.store.rows import Claim, Fence, StoredMessage
+from celery_durable.store.rows import Claim, Fence, StoredMessage, Wakers
 from celery_durable.store.workflows import Workflows
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
@@ -36,6 +37,7 @@ class Party:
         self.workflows = Workflows(database, "celery_durable")
         self.checkpoints = Checkpoints(database, "celery_durable")
         self.nodes = Nodes(database, "celery_durable")
+        self.awaits = Awaits(database, "celery_durable")
         self.node = uuid.uuid4()
 
     def beat(self) -> None:
@@ -50,7 +52,7 @@ class Party:
     def publish(self, workflow_id: str, name: str = NAME) -> bool:
         """Write a new workflow."""
         birth = Birth(workflow_id, name, "celery", "{}", b"[[], {}, {}]", "application/json", "utf-8", 10, 60.0)
-        return self.workflows.publish(birth, patience=0)[0]
+        return self.workflows.publish(birth, patience=0).born
 
     def claim(self, workflow_id: str, token: uuid.UUID | None = None) -> Claim | None:
         """Try to take a workflow."""
@@ -70,11 +72,12 @@ class Party:
 
     def finish(self, fence: Fence) -> Any:
         """End the attempt with a result."""
-        return self.workflows.finish(fence, "SUCCESS", Payload(b"2"), ok=True, dispatched=True, patience=0)
+        then = self.awaits.notifying([fence.id], 60)
+        return self.workflows.finish(fence, "SUCCESS", Payload(b"2"), then, ok=True, dispatched=True, patience=0)[0]
 
     def suspend(self, fence: Fence) -> Any:
         """End the attempt with a wait."""
-        return self.workflows.suspend(fence, "a reason", 60.0, 0, patience=0)
+        return self.workflows.suspend(fence, "a reason", 60.0, Wakers(), republish_after=60, patience=0)[0]
 
     def release(self, fence: Fence) -> Any:
         """End the attempt by a hand-over."""

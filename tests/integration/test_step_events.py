@@ -23,7 +23,7 @@ from celery.exceptions import Retry
 from kombu.serialization import register, unregister
 
 import celery_durable as durable
-from celery_durable import events
+from celery_durable import step_events
 from celery_durable.step_events import MOST_IN_MESSAGE, MOST_WAITING, StepEvents
 from celery_durable.testing.servers import EmbeddedBroker
 from tests.fixtures.fix_wait import wait_until
@@ -293,7 +293,7 @@ def test_a_broker_that_was_restarted_gets_the_next_ones(
     name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over a new connection; that nothing could be sent is logged once, and that it can be again."""
-    monkeypatch.setattr(events, "_RETRY", 0.1)
+    monkeypatch.setattr(step_events, "_RETRY", 0.1)
     with EmbeddedBroker() as broker, watching(new_app(broker.url)) as watcher, caplog.at_level(logging.INFO):
         with Listener(watcher._app) as listener:
             watcher.step_ended(report(id=f"{name}-before"))

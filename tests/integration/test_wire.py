@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ from celery_durable.engine import context
 from celery_durable.engine.context import Attempt, boot_time, running
 from celery_durable.store.rows import Claim
 from tests.fixtures.fix_postgres import Sql
+from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.proxy import PostgresProxy
 
 pytestmark = [pytest.mark.matrix, pytest.mark.oldest]
 
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM|FOR UPDATE|FOR KEY SHARE)\b")
-START, CLAIM, STEP, FINISH = 1, 1, 1, 1
+#: The end is two requests, of which the second one doesn't wait for the first one's answer.
+START, CLAIM, STEP, FINISH = 1, 1, 1, 2
 
 
 @pytest.fixture
@@ -93,8 +96,22 @@ def test_each_arrow_has_its_statement(shop: Inprocess, proxy: PostgresProxy) -> 
     shop.deliver("w1", message)
     described = [re.search(r"^-- (.*)", text)[1] for text in proxy.statements()]  # type: ignore[index]
     assert [text.split(" ", 2)[:2] for text in described] == [
-        ["One", "process"], ["A", "step,"], ["A", "step,"], ["An", "attempt"],
+        ["One", "process"], ["A", "step,"], ["A", "step,"], ["An", "attempt"], ["Wake", "those"],
     ]  # fmt: skip
+
+
+def test_an_end_and_who_awaits_it_are_one_round_trip(shop: Inprocess, proxy: PostgresProxy) -> None:
+    """The second request is sent before the first one is answered."""
+    order, _ = tasks(shop)
+    order.apply_async((0,), task_id="w1")
+    message = shop.message("w1")
+    ended = proxy.hold("An attempt ends", when="after")
+    with ThreadPoolExecutor(1) as thread:
+        run = thread.submit(shop.deliver, "w1", message)
+        wait_until(lambda: any("Wake those" in text for text in proxy.statements()), message="both were sent")
+        assert not run.done()
+        ended.release()
+        assert run.result() == 0
 
 
 def test_a_replayed_step_costs_nothing(shop: Inprocess, proxy: PostgresProxy) -> None:

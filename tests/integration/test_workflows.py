@@ -12,7 +12,9 @@ import psycopg
 import pytest
 
 from celery_durable import states
-from celery_durable.store.rows import Fence, StoredMessage
+from celery_durable.serialization import Payload
+from celery_durable.store import Letter
+from celery_durable.store.rows import Fence, Published, StoredMessage, Wakers
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.rig import CODEC, VERDICT, Rig
 
@@ -47,6 +49,16 @@ def rescue_of_a_silent_node(rig: Rig, fence: Fence) -> Any:
     return rig.rescue()
 
 
+def suspend_after_an_arrival(rig: Rig, fence: Fence) -> Any:
+    send(rig)
+    return rig.suspend(fence, wakers=Wakers(topics=frozenset({"t"})))
+
+
+def send(rig: Rig, topic: str = "t") -> None:
+    letter = Letter("w1", topic, uuid.uuid4().hex, Payload(b"1"))
+    assert rig.store.messages.send(letter, 60, patience=0)[0]
+
+
 def rescue_once_too_often(rig: Rig, fence: Fence) -> Any:
     rig.update("w1", "max_crashes = 0")
     return rig.rescue(fence.node, ["w1"])
@@ -60,7 +72,7 @@ STATEMENTS: dict[str, Callable[[Rig, Fence], Any]] = {
     "finish as FAILURE": lambda rig, fence: rig.finish(fence, "FAILURE"),
     "finish as DEAD": lambda rig, fence: rig.finish(fence, "DEAD"),
     "suspend": lambda rig, fence: rig.suspend(fence),
-    "suspend after an arrival": lambda rig, fence: rig.suspend(fence, signal=-1),
+    "suspend after an arrival": suspend_after_an_arrival,
     "release": lambda rig, fence: rig.workflows.release(fence, 60, patience=0),
     "again": again,
     "expired": lambda rig, fence: rig.workflows.expired(["w1"], verdict=VERDICT, patience=0),
@@ -159,25 +171,24 @@ def test_the_database_itself_refuses_an_impossible_row(rig: Rig) -> None:
 
 def test_an_id_starts_one_workflow(rig: Rig) -> None:
     """The second start changes nothing of the first, not even its message."""
-    born, published_at = rig.publish(body=b"first")
-    assert born
-    assert published_at is not None
-    assert rig.publish(body=b"second") == (False, None)
+    first = rig.publish(body=b"first")
+    assert first.born
+    assert first.published_at is not None
+    assert rig.publish(body=b"second") == Published(born=False)
     assert rig.sql.value("SELECT body FROM celery_durable.input") == b"first"
-    assert rig.workflows.name_of("w1", patience=0) == "order"
-    assert rig.workflows.name_of("w2", patience=0) is None
+    assert rig.workflows.names_of(["w1", "w2"], patience=0) == {"w1": "order"}
 
 
 def test_many_callers_start_one_workflow(rig: Rig) -> None:
     """At the same moment, from any number of connections."""
     with ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(lambda number: rig.publish(body=b"%d" % number), range(10)))
-    assert sum(born for born, _ in answers) == 1
+    assert sum(answer.born for answer in answers) == 1
 
 
 def test_a_delayed_start_is_sent_when_it_is_due(rig: Rig) -> None:
     """Until then no message is on its way; the database waits."""
-    assert rig.publish(delay=100) == (True, None)
+    assert rig.publish(delay=100) == Published(born=True)
     assert rig.republish() == []
     due = rig.workflows.next_due(patience=0)
     assert due is not None
@@ -373,10 +384,21 @@ def test_a_suspension_gives_the_node_back(rig: Rig) -> None:
 def test_a_suspension_that_has_missed_an_arrival_goes_on_at_once(rig: Rig) -> None:
     """No wake-up is lost between the last look and the suspension."""
     fence = rig.run()
-    rig.update("w1", "signal = signal + 1")
-    assert rig.suspend(fence, signal=0)
+    send(rig)
+    assert rig.suspend(fence, wakers=Wakers(topics=frozenset({"t"})))
     assert rig.state() == states.ENQUEUED
-    assert rig.republish() == ["w1"]
+
+
+def test_a_suspension_is_not_ended_by_what_it_does_not_wait_for(rig: Rig) -> None:
+    """A message of another topic stays where it is."""
+    fence = rig.run()
+    send(rig, "other")
+    assert rig.suspend(fence, wakers=Wakers(topics=frozenset({"t"})))
+    assert rig.state() == states.SUSPENDED
+    send(rig, "other")
+    assert rig.state() == states.SUSPENDED
+    send(rig)
+    assert rig.state() == states.ENQUEUED
 
 
 def test_a_wait_without_an_end_is_woken_by_nobody(rig: Rig) -> None:

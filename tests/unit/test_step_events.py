@@ -15,7 +15,7 @@ from celery import Celery
 from celery.app.task import Context
 from celery.events.state import State
 
-from celery_durable import events
+from celery_durable import step_events
 from celery_durable.config import Config
 from celery_durable.engine.observer import StepReport
 from celery_durable.step_events import (
@@ -205,7 +205,7 @@ def test_a_broker_that_is_away_costs_a_step_nothing(
 
 def test_an_outage_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """However often the broker is tried."""
-    monkeypatch.setattr(events, "_RETRY", 0.01)
+    monkeypatch.setattr(step_events, "_RETRY", 0.01)
     with broker_that("hangs up") as (port, connections), caplog.at_level(logging.INFO):
         watcher = StepEvents(Celery("shop", broker=f"redis://127.0.0.1:{port}/0", set_as_current=False))
         for number in range(10):
