@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import uuid
@@ -55,22 +56,22 @@ def _watch(sender: Any, **kwargs: Any) -> None:
     scheduler = sender.scheduler
     send = scheduler.apply_async
 
-    def apply_async(entry: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply_async(entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         task = scheduler.app.tasks.get(entry.task)
         if not getattr(task, "is_durable_workflow", False) or "task_id" in (entry.options or {}):
-            return send(entry, *args, **kwargs)
-        options = entry.options
-        entry.options = {**(options or {}), "task_id": _id_of_tick(entry, time.time())}
-        try:
-            return send(entry, *args, **kwargs)
-        finally:
-            entry.options = options
+            return send(entry, producer=producer, advance=advance, **kwargs)
+        if advance:
+            entry = scheduler.reserve(entry)
+        # A copy: what this tick has for an id must not stay in the schedule.
+        named = copy.copy(entry)
+        named.options = {**(entry.options or {}), "task_id": _id_of_tick(entry, time.time())}
+        return send(named, producer=producer, advance=False, **kwargs)
 
     scheduler.apply_async = apply_async
 
 
 def _id_of_tick(entry: Any, now: float) -> str:
-    """Return the same id for two beats whose clocks, and starts, differ by less than a tick."""
+    """Return an id that any beat has for an entry in the same interval, or minute, of the clock."""
     interval = getattr(entry.schedule, "run_every", None)
     length = interval.total_seconds() if interval is not None else _MINUTE
     return str(uuid.uuid5(_TICKS, f"{entry.name}\x00{math.floor(now / (length or _MINUTE))}"))

@@ -16,8 +16,7 @@ from .envelope import logger
 from .exceptions import ConfigurationError
 from .handle import WorkflowHandle
 from .installation import Installation, installed_on
-from .publisher import Unpublished, check_taken, unpublished
-from .store import Birth
+from .publisher import Unpublished, check_taken, start_as_child, unpublished
 
 #: Workflows in one statement.
 BATCH = 1_000
@@ -38,7 +37,7 @@ def enqueue_many(signatures: Iterable[Any]) -> list[WorkflowHandle[Any]]:
     """
     attempt = caller_of(_WHAT)
     if attempt is not None:
-        return [signature.clone().apply_async() for signature in signatures]
+        return [start_as_child(signature) for signature in signatures]
     forbid_in_plain_function(_WHAT)
     iterator, handles = iter(signatures), []
     while batch := [(signature, unpublished(signature)) for signature in islice(iterator, BATCH)]:
@@ -53,10 +52,14 @@ def _start(batch: Sequence[Unpublished], tasks: Sequence[Any]) -> list[WorkflowH
     box = outbox.current(installation)
     if box is not None:
         for each in batch:
-            each.started = box.publish(replace(each.birth, delay=each.birth.delay or 0.0)).holder or each.started
+            published, taken_by = box.publish(replace(each.birth, delay=each.birth.delay or 0.0))
+            check_taken(each.birth, taken_by)
+            each.started = published.holder or each.started
     else:
-        _send(installation, _published(installation, batch))
-    return [task.AsyncResult(each.started) for task, each in zip(tasks, batch, strict=True)]
+        ours = _published(installation, batch)
+        _send(installation, ours)
+        _check_others(installation, batch)
+    return [WorkflowHandle(str(each.started), app=installation.app) for each in batch]
 
 
 def _published(installation: Installation, batch: Sequence[Unpublished]) -> list[tuple[Unpublished, datetime]]:
@@ -65,9 +68,7 @@ def _published(installation: Installation, batch: Sequence[Unpublished]) -> list
     together = {each.birth.id: each for each in batch if each not in alone}
     workflows, ours = installation.store.workflows, []
     if together:
-        births = [each.birth for each in together.values()]
-        born = workflows.publish_many(births, patience=CALLER_PATIENCE)
-        _check_others(installation, [birth for birth in births if birth.id not in born])
+        born = workflows.publish_many([each.birth for each in together.values()], patience=CALLER_PATIENCE)
         ours = [(together[each], moment) for each, moment in born.items() if moment is not None]
     for each in alone:
         published = workflows.publish(each.birth, patience=CALLER_PATIENCE)
@@ -77,10 +78,10 @@ def _published(installation: Installation, batch: Sequence[Unpublished]) -> list
     return ours
 
 
-def _check_others(installation: Installation, births: Sequence[Birth]) -> None:
-    names = installation.store.workflows.names_of([birth.id for birth in births], patience=CALLER_PATIENCE)
-    for birth in births:
-        check_taken(birth, names.get(birth.id))
+def _check_others(installation: Installation, batch: Sequence[Unpublished]) -> None:
+    names = installation.store.workflows.names_of([each.birth.id for each in batch], patience=CALLER_PATIENCE)
+    for each in batch:
+        check_taken(each.birth, names.get(each.birth.id))
 
 
 def _send(installation: Installation, ours: Sequence[tuple[Unpublished, datetime]]) -> None:

@@ -121,6 +121,19 @@ def seconds(value: Any, what: str, *, zero: bool = False) -> float:
     return float(value)
 
 
+def duration(value: Any, what: str) -> float:
+    """Return a duration that a call was given, which may be zero; raise ValueError if it can't be one."""
+    try:
+        return seconds(value, what, zero=True)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
+
+
+def timeout_of(value: Any) -> float | None:
+    """Return a timeout that a call was given; None: it waits for ever. Raises ValueError."""
+    return None if value is None else duration(value, "timeout")
+
+
 def _converted(name: str, value: Any) -> Any:
     setting = f"durable_{name}"
     if name in _DURATIONS:

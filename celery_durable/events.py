@@ -14,7 +14,7 @@ from . import states
 from .callables import off_the_loop
 from .calls import awaited, bind, caller_of, check_name, only_in_workflow, run_here
 from .client import CALLER_PATIENCE
-from .config import seconds
+from .config import timeout_of
 from .engine.context import Attempt, in_plain_function
 from .engine.post import publish
 from .engine.wait import Listening
@@ -64,7 +64,7 @@ def get_event(
     attempt = _reader()
     check_name(key, "The key of an event")
     if attempt is None:
-        return _read(find(app), check_id(workflow_id), key, _limit(timeout), default)
+        return _read(find(app), check_id(workflow_id), key, timeout_of(timeout), default)
     return run_here(attempt, _listening(attempt, workflow_id, key, timeout, default), "await durable.aget_event(…)")
 
 
@@ -79,7 +79,7 @@ def aget_event(
     attempt = _reader()
     check_name(key, "The key of an event")
     if attempt is None:
-        return off_the_loop(partial(_read, find(app), check_id(workflow_id), key, _limit(timeout), default))
+        return off_the_loop(partial(_read, find(app), check_id(workflow_id), key, timeout_of(timeout), default))
     return awaited(attempt, _listening(attempt, workflow_id, key, timeout, default), "durable.get_event(…)")
 
 
@@ -112,7 +112,7 @@ def _publishing(attempt: Attempt, key: str, value: Any) -> Any:
 
 def _listening(attempt: Attempt, workflow_id: str, key: str, timeout: float | timedelta | None, default: Any) -> Any:
     call = bind(attempt, "get_event", check_id(workflow_id), key)
-    wait = Listening(call, workflow_id, key, _limit(timeout), call.encode(default))
+    wait = Listening(call, workflow_id, key, timeout_of(timeout), call.encode(default))
 
     async def listen(waiting: Waiting) -> Any:
         (answer,) = await wait.run(waiting)
@@ -135,10 +135,6 @@ def _read(installation: Installation, workflow_id: str, key: str, timeout: float
             break
         time.sleep(pause)
     return default
-
-
-def _limit(timeout: float | timedelta | None) -> float | None:
-    return None if timeout is None else seconds(timeout, "timeout", zero=True)
 
 
 async def _nothing() -> None:

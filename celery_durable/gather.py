@@ -24,6 +24,7 @@ from .engine.wait import Ends, first_of
 from .engine.waiting import IN_THREAD, complete
 from .exceptions import NotAllowedInStep, NotInWorkflow
 from .handle import WorkflowHandle, end_of
+from .options import callers_level
 from .task import Workflow
 
 MAX_CONCURRENCY = 16
@@ -313,7 +314,7 @@ def _warn_of_options(signature: Signature, name: str) -> None:
         warnings.warn(
             f"gather() runs the step {name} inline, where {', '.join(unheeded)} of its signature mean nothing: "
             f"{name}.apply_async(…) sends it.",
-            stacklevel=5,
+            stacklevel=callers_level(),
         )
 
 
@@ -329,7 +330,7 @@ def _warn_of_route(signature: Signature, name: str) -> None:
         warnings.warn(
             f"gather() runs the step {name} in this worker, although its own place is {place!r}: {name}.delay(…) would "
             "run it there.",
-            stacklevel=5,
+            stacklevel=callers_level(),
         )
 
 

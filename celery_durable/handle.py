@@ -17,7 +17,7 @@ from celery.result import AsyncResult
 from . import states
 from .cancellation import cancel_all
 from .client import outcome_of, row_of
-from .config import seconds
+from .config import timeout_of
 from .engine.context import Attempt, current_attempt, current_step, in_plain_function
 from .engine.loop import ON_LOOP
 from .engine.step import Answer, Call, StepSpec
@@ -65,7 +65,7 @@ class WorkflowHandle(Result[R]):
         ``timeout`` is in seconds or a timedelta; celery.exceptions.TimeoutError is raised when it has passed. With
         ``propagate=False`` the error is returned. In a step and in an outbox it raises NotAllowedInStep.
         """
-        attempt, limit = self._awaiting(), _limit(timeout)
+        attempt, limit = self._awaiting(), timeout_of(timeout)
         if attempt is not None:
             if attempt.on_loop:
                 raise NotInWorkflow(
@@ -84,7 +84,7 @@ class WorkflowHandle(Result[R]):
         attempt = self._awaiting()
         if attempt is None or not attempt.on_loop:
             return asyncio.to_thread(self.get, timeout, propagate, **kwargs)
-        return self._agot(attempt, self._ends(attempt, _limit(timeout)), propagate)
+        return self._agot(attempt, self._ends(attempt, timeout_of(timeout)), propagate)
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """Cancel the workflow, as Celery's ``revoke`` cancels a task: in the database first."""
@@ -188,7 +188,3 @@ def pauses(timeout: float | None) -> Iterator[float]:
 
 def _too_late(workflow_id: str, timeout: float | None) -> CeleryTimeoutError:
     return CeleryTimeoutError(f"The workflow {workflow_id} hasn't finished in {timeout:g} s.")
-
-
-def _limit(timeout: float | timedelta | None) -> float | None:
-    return None if timeout is None else seconds(timeout, "timeout", zero=True)

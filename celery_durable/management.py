@@ -38,7 +38,7 @@ def cancel_workflow(id: str, children: bool = False, app: Celery | None = None) 
     Raises WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
-    return bool(_steered("cancel_workflow", lambda: _cancel(installation, [check_id(id)], children), id, children))
+    return id in _steered("cancel_workflow", lambda: _cancel(installation, [check_id(id)], children), id, children)
 
 
 def cancel_workflows(

@@ -14,13 +14,13 @@ from . import outbox
 from .callables import off_the_loop
 from .calls import awaited, bind, caller_of, check_name, forbid_in_plain_function, only_in_workflow, run_here
 from .client import CALLER_PATIENCE
-from .config import seconds
+from .config import timeout_of
 from .engine.context import Attempt
 from .engine.post import post
 from .engine.wait import Reception
 from .engine.waiting import Waiting
 from .envelope import check_id, send_stored
-from .exceptions import WorkflowFinished, WorkflowNotFound
+from .exceptions import DatabaseUnavailable, WorkflowFinished, WorkflowNotFound
 from .installation import Installation, find
 from .store import Letter
 
@@ -44,7 +44,7 @@ def send(
     DatabaseUnavailable (try again with an ``idempotency_key``: if only the answer was lost, that is the same message).
     """
     attempt = caller_of("send messages")
-    name = _topic(topic)
+    name, idempotency_key = _topic(topic), _key(idempotency_key)
     if attempt is None:
         _send(find(app), check_id(workflow_id), message, name, idempotency_key)
         return
@@ -60,7 +60,7 @@ def asend(
 ) -> Coroutine[Any, Any, None]:
     """Return what is awaited to send a message as ``send`` does, without blocking the event loop."""
     attempt = caller_of("send messages")
-    name = _topic(topic)
+    name, idempotency_key = _topic(topic), _key(idempotency_key)
     if attempt is None:
         return off_the_loop(partial(_send, find(app), check_id(workflow_id), message, name, idempotency_key))
     posting = _posting(attempt, workflow_id, message, name, idempotency_key)
@@ -88,7 +88,7 @@ def arecv(
 
 
 def _receiving(attempt: Attempt, topic: str | None, timeout: float | timedelta | None, default: Any) -> Any:
-    name, limit = _topic(topic), None if timeout is None else seconds(timeout, "timeout", zero=True)
+    name, limit = _topic(topic), timeout_of(timeout)
     call = bind(attempt, "recv", topic)
     wait = Reception(call, name, limit, call.encode(default))
 
@@ -116,7 +116,13 @@ def _send(installation: Installation, workflow_id: str, message: Any, topic: str
 
 def _send_now(installation: Installation, letter: Letter) -> bool:
     republish_after = installation.config.republish_after
-    sent, woken = installation.store.messages.send(letter, republish_after, patience=CALLER_PATIENCE)
+    send = installation.store.messages.send
+    try:
+        sent, woken = send(letter, republish_after, patience=0)
+    except DatabaseUnavailable:
+        sent, woken = send(letter, republish_after, patience=CALLER_PATIENCE)
+        # If only the answer was lost, the workflow was woken then, and its own message is still to be sent.
+        installation.store.workflows.unsent([letter.workflow], patience=CALLER_PATIENCE)
     if woken is not None and (refused := send_stored(installation.app, [woken])):
         installation.store.workflows.unsent(refused, patience=CALLER_PATIENCE)
     return sent
@@ -127,6 +133,10 @@ def _unsendable(installation: Installation, workflow_id: str) -> Exception:
     if row is None:
         return WorkflowNotFound(f"There is no workflow {workflow_id!r} to send a message to.")
     return WorkflowFinished(f"The workflow {workflow_id} is {row.state}: it takes no messages any more.")
+
+
+def _key(key: str | None) -> str | None:
+    return None if key is None else check_name(key, "An idempotency key")
 
 
 def _topic(topic: str | None) -> str:

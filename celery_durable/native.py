@@ -62,6 +62,7 @@ class Bell:
         self._poll = original("select", "poll")()
         self._poll.register(self._reader)
         self._processes: dict[int, int] = {}  # pidfd -> pid
+        self._dead: set[int] = set()
         self._heard: int | None = None
 
     def ring(self) -> None:
@@ -82,13 +83,16 @@ class Bell:
                 self._answer()
             elif descriptor in self._processes:
                 died.append(self._processes[descriptor])
+                self._dead.add(self._processes[descriptor])
                 self._forget(descriptor)
         return died
 
     def watch(self, pids: set[int]) -> None:
         """Watch these processes, and no others."""
+        # The pool may name a dead process for as long as its main thread is held up: it is told of once.
+        self._dead &= pids
         watched = set(self._processes.values())
-        for pid in pids - watched:
+        for pid in pids - watched - self._dead:
             self._add(pid)
         for descriptor, pid in list(self._processes.items()):
             if pid not in pids:

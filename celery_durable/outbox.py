@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from .engine.context import current_attempt, current_step
-from .exceptions import ConfigurationError, NotAllowedInStep
+from .exceptions import ConfigurationError, NotAllowedInStep, WorkflowNotFound
 from .installation import Installation
 from .store import Birth, Guest, Letter
 from .store.rows import Published
@@ -22,8 +22,8 @@ class Box:
         self._installation: Installation | None = None
         self._guest: Guest | None = None
 
-    def publish(self, birth: Birth) -> Published:
-        """Write a new workflow, which starts when the caller has committed."""
+    def publish(self, birth: Birth) -> tuple[Published, str | None]:
+        """Write a new workflow, which starts when the caller has committed; return the task that has its id, too."""
         return self._store.workflows.publish_in(self._at, birth)
 
     def put(self, letter: Letter) -> bool:
@@ -31,7 +31,11 @@ class Box:
         return self._store.messages.put_in(self._at, letter)
 
     def cancel(self, ids: Collection[str], *, children: bool) -> None:
-        """Have workflows cancelled when the caller has committed."""
+        """Have workflows cancelled when the caller has committed; raise WorkflowNotFound."""
+        known = self._store.workflows.names_in(self._at, ids)
+        unknown = [each for each in ids if each not in known]
+        if unknown:
+            raise WorkflowNotFound(f"There is no workflow {', '.join(map(repr, unknown[:10]))}; nothing was done.")
         self._store.workflows.ask_to_cancel_in(self._at, ids, children=children)
 
     def of(self, installation: Installation) -> Box:

@@ -18,7 +18,7 @@ def patched(change_id: str) -> bool:
 
     Raises NotInWorkflow, NotAllowedInStep, ValueError for an id that can't be one.
     """
-    check_name(change_id, "The id of a change")
+    _check(change_id)
     if in_plain_function():
         return True
     attempt = only_in_workflow(_WHAT)
@@ -35,7 +35,7 @@ def deprecate_patch(change_id: str) -> None:
 
     Raises NotInWorkflow, NotAllowedInStep, ValueError for an id that can't be one.
     """
-    check_name(change_id, "The id of a change")
+    _check(change_id)
     if in_plain_function():
         return
     attempt = only_in_workflow(_WHAT)
@@ -59,6 +59,11 @@ def _mark(attempt: Attempt, change_id: str) -> None:
     if not attempt.patches.get(change_id):
         attempt.patches[change_id] = True
         call_step(attempt, StepSpec(_key(change_id)), lambda: None, (), {})
+
+
+def _check(change_id: str) -> None:
+    if "[" in check_name(change_id, "The id of a change"):
+        raise ValueError(f"The id of a change can't contain a bracket, as {change_id!r} does.")
 
 
 def _is_marked(attempt: Attempt, change_id: str) -> bool:

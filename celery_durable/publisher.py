@@ -19,7 +19,7 @@ from typing import Any
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
-from celery.canvas import Signature
+from celery.canvas import Signature, maybe_signature
 from celery.result import task_join_will_block
 from celery.utils import uuid as new_id
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -192,7 +192,9 @@ class InOutbox(RowFirst):
         self._box = box
 
     def _write(self, birth: Birth) -> Published:
-        return self._checked(birth, self._box.publish(birth))
+        published, taken_by = self._box.publish(birth)
+        check_taken(birth, taken_by)
+        return published
 
 
 class Unpublished(RowFirst):
@@ -271,7 +273,7 @@ class Publication:
             delay=seconds_until(self.task.app, self.options.pop("countdown", None), self.options.pop("eta", None)),
             timeout=None if timeout is None else seconds(timeout, "workflow_timeout"),
             deduplication_id=None if deduplication_id is None else check_id(deduplication_id, "deduplication_id"),
-            on_cancel=None if on_cancel is None else unpublished(on_cancel).birth,
+            on_cancel=None if on_cancel is None else unpublished(maybe_signature(on_cancel, app=self.task.app)).birth,
         )
 
     def _id(self, task_id: str | None, call: Call | None) -> str:
@@ -329,6 +331,14 @@ def unpublished(signature: Any) -> Unpublished:
     else:
         start_step(copy.type, copy.args, copy.kwargs, producer=keeping, **copy.options)
     return keeping.kept
+
+
+def start_as_child(signature: Any) -> Any:
+    """Start a workflow by its signature, or one that is nothing but a step or task."""
+    copy = signature.clone()
+    if getattr(copy.type, "is_durable_workflow", False):
+        return copy.apply_async()
+    return start_step(copy.type, copy.args, copy.kwargs, **copy.options)
 
 
 def start_step(task: Any, args: Any, kwargs: Any, **options: Any) -> Any:

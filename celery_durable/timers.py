@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
 from .calls import awaited, bind, only_in_workflow, run_here
-from .config import seconds
+from .config import LONGEST
+from .config import duration as duration_of
 from .engine.context import Attempt, in_plain_function
 from .engine.wait import sleep as sleep_of
 
@@ -25,13 +26,13 @@ def sleep(duration: float | timedelta) -> None:
 
     Raises ValueError for a negative or impossible duration, NotInWorkflow, NotAllowedInStep.
     """
-    _sleep(seconds(duration, "duration", zero=True), None, "await durable.asleep(…)")
+    _sleep(duration_of(duration, "duration"), None, "await durable.asleep(…)")
 
 
 def sleep_until(moment: datetime) -> None:
     """Let time pass until a moment, which must have a time zone; one in the past is no sleep. As ``sleep``.
 
-    Raises ValueError for a naive datetime.
+    Raises ValueError for a naive datetime, and for one more than 100 years away.
     """
     _sleep(None, _aware(moment), "await durable.asleep_until(…)")
 
@@ -42,7 +43,7 @@ def asleep(duration: float | timedelta) -> Coroutine[Any, Any, None]:
     While other steps or tasks of the workflow go on, it sleeps in place; when nothing else does, the worker is given
     back.
     """
-    return _asleep(seconds(duration, "duration", zero=True), None, "durable.sleep(…)")
+    return _asleep(duration_of(duration, "duration"), None, "durable.sleep(…)")
 
 
 def asleep_until(moment: datetime) -> Coroutine[Any, Any, None]:
@@ -76,4 +77,6 @@ def _aware(moment: datetime) -> datetime:
         raise ValueError(
             f"{moment!r} isn't a moment: pass a datetime with a time zone, such as datetime.now(timezone.utc) + delta."
         )
+    if (moment - datetime.now(timezone.utc)).total_seconds() > LONGEST:
+        raise ValueError(f"A workflow can't sleep until {moment}: the longest sleep is 100 years.")
     return moment

@@ -185,8 +185,9 @@ class Attempt:
     #: The place of the last step that earlier attempts have begun, and of the last one that this attempt has reached.
     known_seq: int = 0
     reached_seq: int = 0
-    #: The boot time before the claim was sent.
+    #: The boot time before the claim was sent, and when its answer was there.
     claimed_at: float = 0.0
+    loaded_at: float = 0.0
     #: Seconds from the claim until the workflow's deadline.
     deadline_in: float | None = None
     #: The ids under which a replay knows workflows whose own ids were made by chance.
@@ -221,7 +222,7 @@ class Attempt:
             engine, name, claim.fence, claim.history, claim.crashes, deadline_in=claim.deadline_in,
             after_crash=claim.crashes > 0, epoch=claim.now - timedelta(seconds=boot_time()), **facts,
         )  # fmt: skip
-        attempt.claimed_at = claimed_at
+        attempt.claimed_at, attempt.loaded_at = claimed_at, boot_time()
         attempt.confirm(claimed_at)
         attempt.seq = attempt.known_seq = max((step.seq for step in claim.history.values()), default=0)
         return attempt
@@ -273,7 +274,7 @@ class Attempt:
 
     def left_of(self, checkpoint: Checkpoint) -> float:
         """Return the seconds until the time of a checkpoint that the claim has loaded."""
-        return max(checkpoint.due_in - (boot_time() - self.claimed_at), 0.0) if checkpoint.due_in else 0.0
+        return max(checkpoint.due_in - (boot_time() - self.loaded_at), 0.0) if checkpoint.due_in else 0.0
 
     def check_going(self) -> None:
         """Raise what unwinds this attempt."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..exceptions import ConfigurationError, WorkflowConflict
-from .pool import Connections, Statement, single, unavailable, where
+from .pool import Connections, single, unavailable, where
+from .queries import Query
 from .transaction import Connection, brief
 
 #: Milliseconds that an insert waits for another open transaction with the same id.
@@ -42,17 +43,25 @@ class Guest:
         self._schema = schema
         self._has_told = False
 
-    def run_all(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
-        """Execute, and return the rows of the last one; the nodes hear of it when the caller commits."""
-        rows: list[tuple[Any, ...]] = []
+    def run(self, query: Query, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Execute and return the rows; the nodes hear of it when the caller commits."""
         with self._undisturbed() as cursor:
-            for query, params in statements:
-                cursor.execute(query.text, params)
-                rows = cursor.fetchall() if cursor.description else []
+            cursor.execute(query.text, params)
+            rows = cursor.fetchall() if cursor.description else []
             if not self._has_told:
                 cursor.execute("SELECT pg_notify(%s, '')", [self._schema])
         self._has_told = True
         return rows
+
+    def run_or_conflict(self, query: Query, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Execute again what another transaction has prevented; raise WorkflowConflict if it still does."""
+        try:
+            return self.run(query, params)
+        except errors.UniqueViolation as error:
+            raise WorkflowConflict(
+                "Another transaction has started a workflow with this deduplication_id, which this one can't see: "
+                "try again in a new transaction."
+            ) from error
 
     @contextmanager
     def _undisturbed(self) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:

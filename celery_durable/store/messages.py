@@ -60,7 +60,7 @@ class Messages:
 
     def put_in(self, guest: Guest, letter: Letter) -> bool:
         """Write a message in a transaction of the caller's own; False if its workflow can't be had."""
-        return bool(guest.run_all([(self._sql["put"], _of_letter(letter))]))
+        return bool(guest.run(self._sql["put"], _of_letter(letter)))
 
     def tell(
         self, workflow: str | None, republish_after: float, *, limit: int, patience: float

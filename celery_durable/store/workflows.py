@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -74,13 +76,25 @@ class Workflows:
 
     def publish(self, birth: Birth, *, patience: float) -> Published:
         """Write a new workflow, unless its id is taken, or its deduplication id is."""
-        (row,) = self._with_hook(birth, (self._sql["publish"], _of_birth(birth)), patience)
+        (row,) = self._beside_twins("publish", _of_birth(birth), patience)
         return Published(*row)
 
-    def publish_in(self, guest: Guest, birth: Birth) -> Published:
-        """Write a new workflow in a transaction of the caller's own."""
-        (row,) = guest.run_all([*self._hook(birth), (self._sql["publish"], _of_birth(birth))])
-        return Published(*row)
+    def publish_in(self, guest: Guest, birth: Birth) -> tuple[Published, str | None]:
+        """Write a new workflow in a transaction of the caller's own; return the task that has its id, too.
+
+        Raises WorkflowConflict if that transaction can't see the unfinished workflow with its deduplication id.
+        """
+        statement = self._sql["publish"], _of_birth(birth)
+        try:
+            (row,) = guest.run(*statement)
+        except errors.UniqueViolation:
+            # Another transaction has just been committed; in READ COMMITTED it can be seen now.
+            (row,) = guest.run_or_conflict(*statement)
+        return Published(*row), self.names_in(guest, [birth.id]).get(birth.id)
+
+    def names_in(self, guest: Guest, ids: Collection[str]) -> dict[str, str]:
+        """Return the tasks that have taken these ids, as a transaction of the caller's own sees it."""
+        return dict(guest.run(self._sql["names_of"], {"ids": list(ids)}))
 
     def publish_many(self, births: Sequence[Birth], *, patience: float) -> dict[str, datetime | None]:
         """Write many new workflows in one statement; return when those that are born were published."""
@@ -96,27 +110,20 @@ class Workflows:
             "seq": record.seq, "value": record.payload.data, "value_type": record.payload.content_type,
             "args": record.args, "fingerprint": record.fingerprint,
         }  # fmt: skip
-        rows = self._with_hook(birth, (self._sql["bear"], params), patience)
+        rows = self._beside_twins("bear", params, patience)
         if not rows:
             return None
         state, draining, late, taken_by, holder, born, published_at = rows[0]
         return ChildStart(Standing(state, draining, late), Published(born, published_at, holder), taken_by)
 
-    def _with_hook(self, birth: Birth, statement: Statement, patience: float) -> list[tuple[Any, ...]]:
-        statements = [*self._hook(birth), statement]
-        while True:
+    def _beside_twins(self, query: str, params: dict[str, Any], patience: float) -> list[tuple[Any, ...]]:
+        """Make a start's statement; another one with the same deduplication id may be made at this moment."""
+        for _ in range(_MOST_TWINS):
             try:
-                if len(statements) == 1:
-                    return self._database.run(*statement, patience=patience)
-                return self._database.run_all(statements, patience=patience)
-            except errors.UniqueViolation:
-                # Another one with the same deduplication id was started at this moment: the next look finds it.
-                continue
-
-    def _hook(self, birth: Birth) -> list[Statement]:
-        if birth.on_cancel is None:
-            return []
-        return [(self._sql["on_cancel"], {**_of_birth(birth.on_cancel), "workflow": birth.id})]
+                return self._run(query, patience, **params)
+            except errors.UniqueViolation as error:
+                twin = error  # the next look finds it
+        raise twin
 
     def unsent(self, ids: Collection[str], *, patience: float) -> None:
         """Note that these messages couldn't be sent."""
@@ -239,7 +246,7 @@ class Workflows:
 
     def ask_to_cancel_in(self, guest: Guest, ids: Collection[str], *, children: bool) -> None:
         """Have workflows cancelled once the caller's own transaction is committed."""
-        guest.run_all([(self._sql["ask_to_cancel"], {"ids": list(ids), "children": children})])
+        guest.run(self._sql["ask_to_cancel"], {"ids": list(ids), "children": children})
 
     def asked_to_cancel(self, *, limit: int, patience: float) -> list[tuple[str, bool]]:
         """Return what is to be cancelled, and whether with all that it has started."""
@@ -362,8 +369,22 @@ _OF_MANY = (
 )  # fmt: skip
 
 
+#: Workflows with one deduplication id that may come and go while another one is started.
+_MOST_TWINS = 20
+_OF_A_HOOK = (
+    "id", "name", "queue", "max_crashes", "timeout", "envelope", "content_type", "content_encoding",
+)  # fmt: skip
+
+
 def _of_birth(birth: Birth) -> dict[str, Any]:
-    return {name: getattr(birth, name) for name in Birth.__slots__ if name != "on_cancel"}
+    return {name: getattr(birth, name) for name in Birth.__slots__} | {"on_cancel": _of_hook(birth.on_cancel)}
+
+
+def _of_hook(birth: Birth | None) -> str | None:
+    if birth is None:
+        return None
+    facts = {name: getattr(birth, name) for name in _OF_A_HOOK}
+    return json.dumps({**facts, "body": b64encode(birth.body).decode()})
 
 
 def _ids(rows: list[tuple[Any, ...]]) -> list[str]:

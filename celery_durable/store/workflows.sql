@@ -19,6 +19,15 @@ WITH holder AS MATERIALIZED (
     SELECT id, %(envelope)s, %(body)s, %(content_type)s, %(content_encoding)s FROM born
     ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
         content_type = excluded.content_type, content_encoding = excluded.content_encoding
+), hooked AS (
+    INSERT INTO {schema}.on_cancel
+        (workflow, id, name, queue, max_crashes, timeout, envelope, body, content_type, content_encoding)
+    SELECT born.id, h.id, h.name, h.queue, h.max_crashes, make_interval(secs => h.timeout), h.envelope,
+        decode(h.body, 'base64'), h.content_type, h.content_encoding
+    FROM born, jsonb_to_record(%(on_cancel)s::jsonb) AS h (id text, name text, queue text, max_crashes integer,
+        timeout float8, envelope text, body text, content_type text, content_encoding text)
+    WHERE h.id IS NOT NULL
+    ON CONFLICT (workflow) DO NOTHING
 )
 SELECT EXISTS (SELECT FROM born), (SELECT published_at FROM born), (SELECT id FROM holder)
 
@@ -49,21 +58,6 @@ SELECT id, published_at FROM born
 -- name: names_of
 -- Which tasks have taken these ids.
 SELECT id, name FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[])
-
--- name: on_cancel
--- Keep what is to be born if a workflow is cancelled or given up.
-WITH kept AS (
-    INSERT INTO {schema}.on_cancel (workflow, id, name, queue, max_crashes, timeout)
-    SELECT %(workflow)s, %(id)s, %(name)s, %(queue)s, %(max_crashes)s, make_interval(secs => %(timeout)s)
-    WHERE NOT EXISTS (SELECT FROM {schema}.workflow WHERE id = %(workflow)s)
-    ON CONFLICT (workflow) DO UPDATE SET id = excluded.id, name = excluded.name, queue = excluded.queue,
-        max_crashes = excluded.max_crashes, timeout = excluded.timeout
-    RETURNING id
-)
-INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
-SELECT id, %(envelope)s, %(body)s, %(content_type)s, %(content_encoding)s FROM kept
-ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
-    content_type = excluded.content_type, content_encoding = excluded.content_encoding
 
 -- name: bear
 -- A workflow starts a child: the child's rows and the parent's checkpoint, all of it or nothing. It is written only if
@@ -104,6 +98,15 @@ WITH run AS (
     SELECT id, %(envelope)s, %(body)s, %(content_type)s, %(content_encoding)s FROM born
     ON CONFLICT (workflow) DO UPDATE SET envelope = excluded.envelope, body = excluded.body,
         content_type = excluded.content_type, content_encoding = excluded.content_encoding
+), hooked AS (
+    INSERT INTO {schema}.on_cancel
+        (workflow, id, name, queue, max_crashes, timeout, envelope, body, content_type, content_encoding)
+    SELECT born.id, h.id, h.name, h.queue, h.max_crashes, make_interval(secs => h.timeout), h.envelope,
+        decode(h.body, 'base64'), h.content_type, h.content_encoding
+    FROM born, jsonb_to_record(%(on_cancel)s::jsonb) AS h (id text, name text, queue text, max_crashes integer,
+        timeout float8, envelope text, body text, content_type text, content_encoding text)
+    WHERE h.id IS NOT NULL
+    ON CONFLICT (workflow) DO NOTHING
 )
 SELECT run.state, run.draining, run.late, (SELECT name FROM taken), (SELECT id FROM holder),
     EXISTS (SELECT FROM born), (SELECT published_at FROM born)
@@ -168,10 +171,16 @@ WITH own AS (
     FROM own WHERE w.id = own.id
     RETURNING w.id, w.root_id
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, done.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, done.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN done ON done.id = o.workflow AND %(state)s = 'DEAD'
     ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), with_message AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT o.id, o.envelope, o.body, o.content_type, o.content_encoding
+    FROM {schema}.on_cancel o JOIN compensated ON compensated.id = o.id
+    ON CONFLICT (workflow) DO NOTHING
 )
 INSERT INTO {schema}.output (workflow, ok, value, content_type)
 SELECT id, %(ok)s, %(value)s, %(content_type)s FROM done
@@ -293,10 +302,16 @@ WITH live AS MATERIALIZED (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, ended.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
     ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), with_message AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT o.id, o.envelope, o.body, o.content_type, o.content_encoding
+    FROM {schema}.on_cancel o JOIN compensated ON compensated.id = o.id
+    ON CONFLICT (workflow) DO NOTHING
 ), answered AS (
     DELETE FROM {schema}.cancellation c USING live WHERE c.workflow = live.id
 )
@@ -368,10 +383,16 @@ WITH ended AS (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, ended.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
     ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), with_message AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT o.id, o.envelope, o.body, o.content_type, o.content_encoding
+    FROM {schema}.on_cancel o JOIN compensated ON compensated.id = o.id
+    ON CONFLICT (workflow) DO NOTHING
 )
 SELECT id FROM ended
 
@@ -420,10 +441,16 @@ WITH lost AS (
     SELECT id, false, %(verdict)s FROM freed WHERE state = 'DEAD'
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, freed.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, freed.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN freed ON freed.id = o.workflow AND freed.state = 'DEAD'
     ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), with_message AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT o.id, o.envelope, o.body, o.content_type, o.content_encoding
+    FROM {schema}.on_cancel o JOIN compensated ON compensated.id = o.id
+    ON CONFLICT (workflow) DO NOTHING
 )
 SELECT id, state FROM freed
 
@@ -468,10 +495,16 @@ WITH late AS (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, ended.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
     ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), with_message AS (
+    INSERT INTO {schema}.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT o.id, o.envelope, o.body, o.content_type, o.content_encoding
+    FROM {schema}.on_cancel o JOIN compensated ON compensated.id = o.id
+    ON CONFLICT (workflow) DO NOTHING
 )
 SELECT id FROM ended
 
@@ -576,10 +609,7 @@ WITH old AS (
 ), waits AS (
     DELETE FROM {schema}.awaiting a USING gone WHERE a.waiter = gone.id
 ), hooks AS (
-    DELETE FROM {schema}.on_cancel o USING gone WHERE o.workflow = gone.id RETURNING o.id
-), unused AS (
-    DELETE FROM {schema}.input i USING hooks
-    WHERE i.workflow = hooks.id AND NOT EXISTS (SELECT FROM {schema}.workflow w WHERE w.id = hooks.id)
+    DELETE FROM {schema}.on_cancel o USING gone WHERE o.workflow = gone.id
 )
 SELECT id FROM gone
 

@@ -140,6 +140,17 @@ def test_a_chord_whose_header_fails(site: Site, tasks: Any, name: str) -> None:
     assert notes(site, f"{name}-body") == []
 
 
+def test_a_chord_whose_member_is_cancelled(site: Site, tasks: Any, name: str) -> None:
+    """The chord fails, as with a revoked task: its `link_error` runs once, and the body doesn't."""
+    body = site.shop.note_last.s(f"{name}-body").on_error(site.shop.note_error.s(label=name))
+    waits = tasks.naps.s(name, 1, seconds=600).set(task_id=name)
+    chord([tasks.plain_adds.s(1), waits], body, app=site.shop.app).delay()
+    wait_until(lambda: site.status(name).state == "SUSPENDED", message="the member waits")
+    durable.cancel_workflow(name, app=site.shop.app)
+    assert_noted_once(site, name)
+    assert notes(site, f"{name}-body") == []
+
+
 def test_groups_and_chords_in_a_chain(site: Site, tasks: Any, name: str) -> None:
     """A group that something follows becomes a chord, also a second time and within another one."""
     app = site.shop.app

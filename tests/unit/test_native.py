@@ -85,6 +85,15 @@ def test_the_death_of_a_watched_process_ends_the_wait(bell: Bell, child: subproc
 
 
 @needs_pidfd
+def test_a_death_is_told_once(bell: Bell, child: subprocess.Popen[bytes]) -> None:
+    """Although the pool goes on to name the process, as it does while its main thread is held up."""
+    bell.watch({child.pid})
+    child.kill()
+    assert bell.wait(20) == [child.pid]
+    bell.watch({child.pid})
+    assert bell.wait(0.05) == []
+
+
 def test_a_process_that_is_not_watched_any_more_is_not_told(bell: Bell, child: subprocess.Popen[bytes]) -> None:
     """The pool has retired it in its own way."""
     bell.watch({child.pid})

@@ -168,14 +168,18 @@ COMMENT ON COLUMN {schema}.awaiting.wait IS 'The key of the wait: one wait may b
 CREATE INDEX awaiting_waiter ON {schema}.awaiting (waiter, wait);
 
 CREATE TABLE {schema}.on_cancel (
-    workflow     text PRIMARY KEY,
-    id           text NOT NULL,
-    name         text NOT NULL,
-    queue        text NOT NULL,
-    max_crashes  integer NOT NULL,
-    timeout      interval
+    workflow          text PRIMARY KEY,
+    id                text NOT NULL,
+    name              text NOT NULL,
+    queue             text NOT NULL,
+    max_crashes       integer NOT NULL,
+    timeout           interval,
+    envelope          text NOT NULL,
+    body              bytea NOT NULL,
+    content_type      text NOT NULL,
+    content_encoding  text NOT NULL
 );
-COMMENT ON TABLE {schema}.on_cancel IS 'The workflow that is born when another one ends as CANCELLED or DEAD; its message is in input already.';
+COMMENT ON TABLE {schema}.on_cancel IS 'The workflow, with its message, that is born when another one ends as CANCELLED or DEAD.';
 
 CREATE TABLE {schema}.cancellation (
     workflow  text PRIMARY KEY,
