@@ -273,8 +273,12 @@ class Publication:
             delay=seconds_until(self.task.app, self.options.pop("countdown", None), self.options.pop("eta", None)),
             timeout=None if timeout is None else seconds(timeout, "workflow_timeout"),
             deduplication_id=None if deduplication_id is None else check_id(deduplication_id, "deduplication_id"),
-            on_cancel=None if on_cancel is None else unpublished(maybe_signature(on_cancel, app=self.task.app)).birth,
+            on_cancel=None if on_cancel is None else unpublished(self._signature(on_cancel)).birth,
         )
+
+    def _signature(self, on_cancel: Any) -> Any:
+        # In the options of a cloned signature it is a plain dict.
+        return maybe_signature(on_cancel, app=self.task.app) if isinstance(on_cancel, dict) else on_cancel
 
     def _id(self, task_id: str | None, call: Call | None) -> str:
         if task_id is not None:

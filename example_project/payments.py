@@ -1,9 +1,11 @@
 """A payment provider, as they are: `python -m example_project.payments --ledger payments.db`.
 
     POST /charges    {"order": "order-17", "cents": 1250}, header Idempotency-Key    -> {"id": "pay-1"}
+    POST /refunds    {"order": "order-17"}    -> {"cents": 1250}
 
 Of twenty calls five fail with a 503, one hangs before it books the charge and one after; the seed shuffles
-them. Two calls with one idempotency key are one charge. Calls without a key are charges, each of them.
+them. Two calls with one idempotency key are one charge. Calls without a key are charges, each of them. A refund
+gives back all that an order was charged and that wasn't given back before.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DECK = ["ok"] * 13 + ["fail"] * 5 + ["hang before", "hang after"]
+
+Reply = tuple[HTTPStatus, object]
 
 
 class Charge(NamedTuple):
@@ -47,6 +52,7 @@ class Ledger:
             CREATE TABLE IF NOT EXISTS charge (
                 n INTEGER PRIMARY KEY, key TEXT UNIQUE, order_id TEXT, cents INTEGER
             );
+            CREATE TABLE IF NOT EXISTS refund (charge INTEGER PRIMARY KEY);
         """)
 
     def note_call(self, mood: str) -> None:
@@ -64,6 +70,26 @@ class Ledger:
         if kept != [order, cents]:
             raise KeyReused(f"key {key} was used for {kept[0]}, {kept[1]} cents")
         return Charge(f"pay-{n}", order, cents)
+
+    def give_back(self, order: str) -> int:
+        """Give back the money for an order; return the cents, none if there is nothing to give."""
+        insert = "INSERT INTO refund SELECT n FROM charge WHERE order_id = ? ON CONFLICT DO NOTHING"
+        with self._lock:
+            cents = self._balance(order)
+            self._db.execute(insert, (order,))
+        return cents
+
+    def balance(self, order: str) -> int:
+        """The cents that were taken for an order and not given back."""
+        with self._lock:
+            return self._balance(order)
+
+    def _balance(self, order: str) -> int:
+        select = (
+            "SELECT coalesce(sum(cents), 0) FROM charge WHERE order_id = ? AND n NOT IN (SELECT charge FROM refund)"
+        )
+        (cents,) = self._db.execute(select, (order,)).fetchone()
+        return int(cents)
 
     def charges(self) -> list[Charge]:
         with self._lock:
@@ -116,26 +142,38 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            order, cents = str(body["order"]), int(body["cents"])
+            act = self._asked(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         except (KeyError, TypeError, ValueError):
             self._answer(HTTPStatus.BAD_REQUEST, {"error": "expected order and cents"})
         else:
-            self._answer(*self._charge(order, cents))
+            self._answer(*self._in_some_mood(act))
 
-    def _charge(self, order: str, cents: int) -> tuple[HTTPStatus, object]:
+    def _asked(self, body: dict[str, Any]) -> Callable[[], Reply]:
+        order = str(body["order"])
+        if self.path == "/refunds":
+            return partial(self._refund, order)
+        return partial(self._charge, order, int(body["cents"]))
+
+    def _in_some_mood(self, act: Callable[[], Reply]) -> Reply:
         mood = self.server.mood()
         if mood == "fail":
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "try again later"}
         if mood == "hang before":
             time.sleep(self.server.hang)
+        reply = act()
+        if mood == "hang after":
+            time.sleep(self.server.hang)
+        return reply
+
+    def _charge(self, order: str, cents: int) -> Reply:
         try:
             charge = self.server.ledger.book(self.headers.get("Idempotency-Key"), order, cents)
         except KeyReused as error:
             return HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
-        if mood == "hang after":
-            time.sleep(self.server.hang)
         return HTTPStatus.CREATED, charge._asdict()
+
+    def _refund(self, order: str) -> Reply:
+        return HTTPStatus.OK, {"cents": self.server.ledger.give_back(order)}
 
     def _answer(self, status: HTTPStatus, body: object) -> None:
         content = json.dumps(body).encode()

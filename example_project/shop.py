@@ -12,6 +12,7 @@ import time
 import zlib
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -19,6 +20,10 @@ HOME = Path(os.environ.get("SHOP_HOME", "shop"))
 PAYMENTS_URL = os.environ.get("PAYMENTS_URL", "http://localhost:8700")
 WORK = 0.25
 """Seconds that the warehouse, the carrier and the mail take for an answer."""
+APPROVAL_ABOVE = 5000
+"""Cents. An order of more needs somebody's approval."""
+FORMS_FOR = {"Chile", "Iceland", "Japan"}
+"""Countries for which there is a customs form."""
 
 
 class PaymentUnavailable(Exception):
@@ -27,6 +32,10 @@ class PaymentUnavailable(Exception):
 
 class PaymentDeclined(Exception):
     """The provider said no. Calling again won't help."""
+
+
+class CustomsRefused(Exception):
+    """The parcel can't go there."""
 
 
 def price(order_id: str) -> int:
@@ -39,31 +48,47 @@ def reserve_stock(order_id: str) -> None:
     time.sleep(WORK)
 
 
+def release_stock(order_id: str) -> None:
+    """Put back what is reserved for the order, if anything is."""
+    journal("release_stock", order_id)
+    time.sleep(WORK)
+
+
 def charge(order_id: str, idempotency_key: str | None = None) -> str:
     """Charge the customer and return the payment's id.
 
     Raises PaymentUnavailable or PaymentDeclined. Called twice, it charges twice, unless the key is the same.
     """
     journal("charge", order_id)
-    request = Request(
-        f"{PAYMENTS_URL}/charges",
-        data=json.dumps({"order": order_id, "cents": price(order_id)}).encode(),
-        headers={"Content-Type": "application/json"},
-        method="POST",
-    )
+    payment: str = ask_provider("charges", {"order": order_id, "cents": price(order_id)}, idempotency_key)["id"]
+    return payment
+
+
+def refund(order_id: str) -> None:
+    """Give back what the order has cost so far, and nothing if that is nothing: it may be called twice.
+
+    Raises PaymentUnavailable or PaymentDeclined.
+    """
+    journal("refund", order_id)
+    ask_provider("refunds", {"order": order_id})
+
+
+def ask_provider(what: str, body: dict[str, Any], idempotency_key: str | None = None) -> Any:
+    """Return the payment provider's answer; raise PaymentUnavailable or PaymentDeclined."""
+    headers = {"Content-Type": "application/json"}
+    request = Request(f"{PAYMENTS_URL}/{what}", json.dumps(body).encode(), headers, method="POST")
     if idempotency_key is not None:
         request.add_header("Idempotency-Key", idempotency_key)
     try:
         with urlopen(request, timeout=30) as response:
-            payment: str = json.load(response)["id"]
-            return payment
+            return json.load(response)
     except HTTPError as error:
         with error:
             if error.code < 500:
-                raise PaymentDeclined(f"{order_id}: {error.read().decode()}") from error
-            raise PaymentUnavailable(f"{order_id}: the provider answered {error.code}") from error
+                raise PaymentDeclined(f"{body['order']}: {error.read().decode()}") from error
+            raise PaymentUnavailable(f"{body['order']}: the provider answered {error.code}") from error
     except (URLError, HTTPException, ConnectionError) as error:
-        raise PaymentUnavailable(f"{order_id}: {error}") from error
+        raise PaymentUnavailable(f"{body['order']}: {error}") from error
 
 
 def book_shipment(order_id: str) -> str:
@@ -71,6 +96,26 @@ def book_shipment(order_id: str) -> str:
     journal("book_shipment", order_id)
     time.sleep(WORK)
     return f"parcel-{zlib.crc32(order_id.encode()):08x}"
+
+
+def cancel_shipment(order_id: str) -> None:
+    """Tell the carrier that there won't be a parcel, if one is booked."""
+    journal("cancel_shipment", order_id)
+    time.sleep(WORK)
+
+
+def declare(order_id: str, country: str) -> None:
+    """Hand in the customs form; the answer comes days later. Raises CustomsRefused if there is no form."""
+    journal("declare", order_id, country)
+    if country not in FORMS_FOR:
+        raise CustomsRefused(f"{order_id}: nobody delivers to {country}")
+
+
+def pack(order_id: str, parcel: int) -> str:
+    """Pack one parcel of an order and return its number."""
+    journal("pack", order_id, str(parcel))
+    time.sleep(WORK)
+    return f"parcel-{zlib.crc32(order_id.encode()):08x}-{parcel}"
 
 
 def write_invoice(order_id: str, payment: str) -> str:
@@ -86,6 +131,11 @@ def write_invoice(order_id: str, payment: str) -> str:
 
 def notify(order_id: str, shipment: str) -> None:
     journal("notify", order_id, shipment)
+    time.sleep(WORK)
+
+
+def mail(order_id: str, text: str) -> None:
+    journal("mail", order_id, text)
     time.sleep(WORK)
 
 

@@ -171,8 +171,8 @@ WITH own AS (
     FROM own WHERE w.id = own.id
     RETURNING w.id, w.root_id
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, done.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, done.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN done ON done.id = o.workflow AND %(state)s = 'DEAD'
     ON CONFLICT (id) DO NOTHING
     RETURNING id
@@ -302,8 +302,8 @@ WITH live AS MATERIALIZED (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, ended.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
     ON CONFLICT (id) DO NOTHING
     RETURNING id
@@ -318,11 +318,12 @@ WITH live AS MATERIALIZED (
 SELECT id FROM ended
 
 -- name: family
--- Workflows with all that they have started, and what those have.
+-- Workflows with all that they have started, and what those have; what makes up for a cancelled one isn't meant.
 WITH RECURSIVE family AS (
     SELECT id FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[])
     UNION
     SELECT w.id FROM family JOIN {schema}.workflow w ON w.parent_id = family.id
+    WHERE NOT EXISTS (SELECT FROM {schema}.on_cancel o WHERE o.workflow = family.id AND o.id = w.id)
 )
 SELECT w.id FROM family JOIN {schema}.workflow w ON w.id = family.id WHERE w.finished_at IS NULL
 
@@ -383,8 +384,8 @@ WITH ended AS (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, ended.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
     ON CONFLICT (id) DO NOTHING
     RETURNING id
@@ -441,8 +442,8 @@ WITH lost AS (
     SELECT id, false, %(verdict)s FROM freed WHERE state = 'DEAD'
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, freed.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, freed.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN freed ON freed.id = o.workflow AND freed.state = 'DEAD'
     ON CONFLICT (id) DO NOTHING
     RETURNING id
@@ -495,8 +496,8 @@ WITH late AS (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended
     ON CONFLICT (workflow) DO UPDATE SET ok = excluded.ok, value = excluded.value, content_type = NULL
 ), compensated AS (
-    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, publish_at)
-    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, ended.root_id, clock_timestamp()
+    INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
+    SELECT o.id, o.name, o.queue, 'ENQUEUED', o.max_crashes, o.timeout, o.workflow, ended.root_id, clock_timestamp()
     FROM {schema}.on_cancel o JOIN ended ON ended.id = o.workflow
     ON CONFLICT (id) DO NOTHING
     RETURNING id

@@ -29,7 +29,16 @@ from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, 
 LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text"}
 SETUP = ConfigParser()
 SETUP.read(CHECKOUT / "setup.cfg")
-RUNS_ALONE = ["docs/settings.md", "docs/guarantees.md", "docs/steps.md", "docs/code-changes.md", "docs/canvas.md"]
+RUNS_ALONE = [
+    "docs/settings.md",
+    "docs/guarantees.md",
+    "docs/steps.md",
+    "docs/code-changes.md",
+    "docs/canvas.md",
+    "docs/waiting.md",
+    "docs/managing.md",
+    "docs/patterns.md",
+]
 NEEDS_A_WORKER = ["README.md"]
 QUOTES_FILES = ["example_project/README.md"]
 OPEN_COMMANDS = {".", "docker", "pkill"}

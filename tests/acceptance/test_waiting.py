@@ -1,0 +1,137 @@
+"""Workflows that wait, in real workers: what it costs, how soon they go on, and what others see of it."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+import celery_durable as durable
+from celery_durable.exceptions import WorkflowCancelledError
+from tests.fixtures.fix_wait import wait_until
+from tests.fixtures.site import Site
+
+WAITING = "SELECT count(*) FROM celery_durable.workflow WHERE state = 'SUSPENDED' AND name LIKE %s"
+#: Rows of workflows that sleep for a year, as a suspension leaves them.
+ASLEEP = """
+    INSERT INTO celery_durable.workflow (id, name, queue, state, max_crashes, wake_at, waiting_for, started_at)
+    SELECT 'asleep' || n, 'asleep', 'celery', 'SUSPENDED', 10, clock_timestamp() + interval '1 year', 'sleep',
+        clock_timestamp() FROM generate_series(1, 100000) AS n
+"""
+
+
+def suspended(site: Site, name: str, count: int) -> None:
+    wait_until(lambda: site.sql.value(WAITING, f"%{name}") >= count, 60, lambda: f"{count} of {name} wait")
+
+
+def test_the_waiting_cost_their_rows(site: Site) -> None:
+    """A worker with two processes and more than a hundred thousand that wait is free for other work."""
+    worker = site.workers.start(concurrency=2)
+    assert site.finished(site.shop.number.delay(1).id).result == 1
+    site.sql.execute(ASLEEP)
+    handles = durable.enqueue_many([site.shop.receiver.s() for _ in range(200)])
+    suspended(site, "receiver", 200)
+    assert site.sql.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") < 12
+    assert all(len(process.threads()) < 12 for process in (psutil.Process(worker.pid), *worker.children()))
+    for _ in range(5):
+        began = time.monotonic()
+        site.finished(site.shop.stamp.delay().id)
+        assert time.monotonic() - began < 2
+    for number, handle in enumerate(handles):
+        durable.send(handle.id, number, app=site.shop.app)
+    assert [site.finished(handle.id).result[0] for handle in handles] == list(range(200))
+
+
+def test_waits_end_soon(site: Site) -> None:
+    """A message, a time and a commit wake a workflow within a tenth of a second, at the median."""
+    site.workers.start(concurrency=2)
+    handles = [site.shop.receiver.delay() for _ in range(15)]
+    suspended(site, "receiver", 15)
+    late = []
+    for handle in handles:
+        sent_at = time.time()
+        durable.send(handle.id, 1, app=site.shop.app)
+        late.append(site.finished(handle.id).result[1] - sent_at)
+    assert median(late) < 0.1
+    sleepers = [site.shop.sleeper.delay(6 + number / 10) for number in range(15)]
+    wakings = (
+        "SELECT extract(epoch FROM wake_at)::float8 FROM celery_durable.checkpoint WHERE workflow = %s AND key = %s"
+    )
+    late = [site.finished(each.id).result - site.sql.value(wakings, each.id, "durable.sleep") for each in sleepers]
+    assert min(late) >= 0
+    assert median(late) < 0.1
+    late = []
+    for _ in range(15):
+        with psycopg.connect(site.workers.env["DATABASE_URL"]) as connection:
+            with durable.outbox(connection):
+                handle = site.shop.stamp.delay()
+            connection.commit()
+            committed_at = time.time()
+        late.append(site.finished(handle.id).result - committed_at)
+    assert median(late) < 0.1
+
+
+def test_one_process_never_waits_for_itself(site: Site) -> None:
+    """Fifty levels of children in a worker with a single process; a thousand awaited at once cost one replay."""
+    site.workers.start(concurrency=1)
+    assert site.finished(site.shop.deep.delay(50).id, 60).result == 50
+    fan = site.shop.fan_out.delay(1000)
+    status = site.finished(fan.id, 120)
+    assert status.result == sum(range(1000))
+    assert status.attempt <= 3
+
+
+def test_others_see_a_wait_as_a_retry(site: Site) -> None:
+    """Celery's result says RETRY and why; a caller's get() waits through it."""
+    if not site.workers.env["RESULT_BACKEND"]:
+        pytest.skip("needs a result backend")
+    site.workers.start()
+    handle = site.shop.receiver.delay("approval")
+    suspended(site, "receiver", 1)
+    result = site.shop.app.AsyncResult(handle.id)
+    assert (result.state, "message approval" in str(result.result)) == ("RETRY", True)
+    durable.send(handle.id, "yes", topic="approval", app=site.shop.app)
+    assert handle.get(timeout=20)[0] == "yes"
+
+
+def test_a_step_runs_in_its_own_place(site: Site) -> None:
+    """A step, or an unmodified task, that a workflow sends away runs once, on the worker of its queue."""
+    queue = site.workers.env["CELERY_DURABLE_TEST_QUEUE"]
+    env = {"FAR_QUEUE": f"{queue}-far"}
+    site.workers.start(env={**env, "PLACE": "near"})
+    site.workers.start(env={**env, "PLACE": "far"}, args=(f"--queues={queue}-far",))
+    handle = site.shop.sends_away.delay()
+    assert site.finished(handle.id).result == [[1, "far"], [2, "far"]]
+    assert [site.ledger.count("far", value) for value in (1, 2)] == [1, 1]
+    children = durable.list_workflows(parent_id=handle.id, app=site.shop.app)
+    assert {each.queue for each in children} == {f"{queue}-far"}
+
+
+@pytest.mark.parametrize("terminate", [False, True])
+def test_revoke_cancels(site: Site, terminate: bool) -> None:
+    """Celery's own way, for what waits and for what runs; recovery resurrects nothing, a resume isn't discarded."""
+    site.workers.start(concurrency=2)
+    site.gates.close("o-1")
+    running, waiting = site.shop.order.delay("o"), site.shop.receiver.delay()
+    site.reaches("work", "o", 1)
+    suspended(site, "receiver", 1)
+    ids = [running.id, waiting.id]
+    site.shop.app.control.revoke(ids, terminate=terminate, signal="SIGKILL")
+    wait_until(lambda: [site.status(each).state for each in ids] == ["CANCELLED"] * 2, message="both are cancelled")
+    sweeps = site.sql.value("SELECT max(seen) FROM celery_durable.node")
+    wait_until(lambda: site.sql.value("SELECT max(seen) FROM celery_durable.node") > sweeps, message="a heartbeat")
+    assert [site.status(each).state for each in ids] == ["CANCELLED"] * 2
+    with pytest.raises(WorkflowCancelledError):
+        durable.WorkflowHandle(waiting.id, app=site.shop.app)._wait(5, True)
+    site.gates.open("o-1")
+    wait_until(lambda: site.sql.value("SELECT node IS NULL FROM celery_durable.workflow WHERE id = %s", running.id))
+    for each in ids:
+        durable.resume_workflow(each, app=site.shop.app)
+    durable.send(waiting.id, "again", app=site.shop.app)
+    results: list[Any] = [site.finished(each) for each in ids]
+    assert [each.state for each in results] == ["SUCCESS"] * 2
+    assert results[1].result[0] == "again"
