@@ -15,6 +15,7 @@ from celery_durable.exceptions import WorkflowCancelledError
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.site import Site
 
+DUE = "SELECT extract(epoch FROM wake_at)::float8 FROM celery_durable.checkpoint WHERE workflow = %s AND key = %s"
 WAITING = "SELECT count(*) FROM celery_durable.workflow WHERE state = 'SUSPENDED' AND name LIKE %s"
 #: Rows of workflows that sleep for a year, as a suspension leaves them.
 ASLEEP = """
@@ -58,10 +59,7 @@ def test_waits_end_soon(site: Site) -> None:
         late.append(site.finished(handle.id).result[1] - sent_at)
     assert median(late) < 0.1
     sleepers = [site.shop.sleeper.delay(6 + number / 10) for number in range(15)]
-    wakings = (
-        "SELECT extract(epoch FROM wake_at)::float8 FROM celery_durable.checkpoint WHERE workflow = %s AND key = %s"
-    )
-    late = [site.finished(each.id).result - site.sql.value(wakings, each.id, "durable.sleep") for each in sleepers]
+    late = [site.finished(each.id).result - site.sql.value(DUE, each.id, "durable.sleep") for each in sleepers]
     assert min(late) >= 0
     assert median(late) < 0.1
     late = []
