@@ -17,6 +17,7 @@ class StepTask(Workflow[Any, Any]):
     """The base of the one task that does this; kept in its parent, and shown, under the step's own name."""
 
     abstract = True
+    Strategy = "celery_durable.strategy:of_step"
 
     def _label(self, args: tuple[Any, ...]) -> str:
         return str(args[0])

@@ -109,6 +109,13 @@ def test_a_step_runs_in_its_own_place(site: Site) -> None:
     assert {each.queue for each in children} == {f"{queue}-far"}
 
 
+def test_a_step_that_is_sent_away_keeps_its_rate_limit(site: Site) -> None:
+    """Eight of them, five a second, need more than a second."""
+    site.workers.start(concurrency=4)
+    times = sorted(site.finished(site.shop.sends_many.delay().id).result)
+    assert 1 < times[-1] - times[0] < 10
+
+
 @pytest.mark.parametrize("terminate", [False, True])
 def test_revoke_cancels(site: Site, terminate: bool) -> None:
     """Celery's own way, for what waits and for what runs; recovery resurrects nothing, a resume isn't discarded."""
