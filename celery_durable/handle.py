@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
+from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
@@ -63,7 +64,8 @@ class WorkflowHandle(Result[R]):
 
         In a workflow this is a durable call, which waits without a worker and sees the same outcome on every replay.
         ``timeout`` is in seconds or a timedelta; celery.exceptions.TimeoutError is raised when it has passed. With
-        ``propagate=False`` the error is returned. In a step and in an outbox it raises NotAllowedInStep.
+        ``propagate=False`` the error is returned. Of a cancelled workflow that is WorkflowCancelledError, of one that
+        was given up WorkflowDead. In a step and in an outbox it raises NotAllowedInStep.
         """
         attempt, limit = self._awaiting(), timeout_of(timeout)
         if attempt is not None:
@@ -72,10 +74,17 @@ class WorkflowHandle(Result[R]):
                     "get() would block the event loop: write `await handle.aget()` in an async workflow."
                 )
             return self._got(complete(self._ends(attempt, limit).run(IN_THREAD)), propagate)
-        if not self._reads_postgres:
-            result: R = super().get(timeout=limit, propagate=propagate, **kwargs)
-            return result
-        return self._wait(limit, propagate)
+        return self._wait(limit, propagate) if self._reads_postgres else self._backends(limit, propagate, kwargs)
+
+    def _backends(self, timeout: float | None, propagate: bool, options: dict[str, Any]) -> R:
+        """Wait for what the result backend says; why a workflow was cancelled is only known in Postgres."""
+        try:
+            result: R = super().get(timeout=timeout, propagate=propagate, **options)
+        except TaskRevokedError as error:
+            installation = find(self.app)
+            row = row_of(installation, self.id)
+            raise outcome_of(installation, row)[1] or error from error
+        return result
 
     def aget(
         self, timeout: float | timedelta | None = None, propagate: bool = True, **kwargs: Any

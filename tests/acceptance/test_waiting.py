@@ -131,7 +131,7 @@ def test_revoke_cancels(site: Site, terminate: bool) -> None:
     wait_until(lambda: site.sql.value("SELECT max(seen) FROM celery_durable.node") > sweeps, message="a heartbeat")
     assert [site.status(each).state for each in ids] == ["CANCELLED"] * 2
     with pytest.raises(WorkflowCancelledError):
-        durable.WorkflowHandle(waiting.id, app=site.shop.app)._wait(5, True)
+        waiting.get(timeout=20)
     site.gates.open("o-1")
     wait_until(lambda: site.sql.value("SELECT node IS NULL FROM celery_durable.workflow WHERE id = %s", running.id))
     for each in ids:
