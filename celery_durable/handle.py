@@ -106,6 +106,11 @@ class WorkflowHandle(Result[R]):
             raise ConfigurationError(
                 f"The workflow {self.id} is another app's: only workflows of one app await each other."
             )
+        if self.parent is not None:
+            raise ConfigurationError(
+                "A workflow can't await a chain or chord of Celery's: await its tasks one after the other, each by "
+                "`task.delay(…).get()`, or together by durable.gather(…)."
+            )
         target = attempt.aliases.get(self.id, self.id)
         if target == attempt.id:
             raise ValueError(f"The workflow {target} can't await itself: it would never end.")

@@ -129,7 +129,7 @@ def warn_of_near_misses(cls: type, ours: tuple[str, ...]) -> None:
     """
     known = {*ours, *_CELERYS}
     for name, value in vars(cls).items():
-        if name in known or name.startswith("_") or any(hasattr(base, name) for base in cls.__bases__):
+        if name in known or name.startswith("_") or any(name in vars(base) for base in cls.__mro__[1:]):
             continue
         if _is_method(value) and "_decorated" not in vars(cls):
             continue

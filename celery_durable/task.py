@@ -225,14 +225,15 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         """Return what is awaited to start a workflow as ``delay`` does, without blocking the event loop."""
         forbid_in_step(f"start the workflow {self.name}")
         call = self._child_call(args, kwargs, None, None)
-        return off_the_loop(functools.partial(self._started, args, kwargs, None, call, {}))
+        return _carried(off_the_loop(functools.partial(self._started, args, kwargs, None, call, {})))
 
     def astart(self, signature: Any) -> Coroutine[Any, Any, WorkflowHandle[R]]:
         """Return what is awaited to start a workflow by its signature, without blocking the event loop."""
         options = dict(signature.options)
         call = self._child_call(signature.args, signature.kwargs, options.get("task_id"), None)
         task_id = options.pop("task_id", None)
-        return off_the_loop(functools.partial(self._started, signature.args, signature.kwargs, task_id, call, options))
+        start = functools.partial(self._started, signature.args, signature.kwargs, task_id, call, options)
+        return _carried(off_the_loop(start))
 
     def _child_call(self, args: Any, kwargs: Any, task_id: str | None, producer: Any) -> Call | None:
         """Settle the key of a start that a workflow makes; None for any other, and for Celery's own retry."""
@@ -473,6 +474,12 @@ def step(fun: Any = None, /, **options: Any) -> Any:
 def _named(positional: tuple[Any, ...]) -> dict[str, Any]:
     """Return the further arguments of Celery's ``apply_async`` by their names."""
     return dict(zip(("task_id", "producer", "link", "link_error", "shadow"), positional, strict=False))
+
+
+def _carried(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """Let an async workflow not give its worker back meanwhile."""
+    attempt = current_attempt()
+    return coroutine if attempt is None or not attempt.on_loop else attempt.flights.carry(coroutine)
 
 
 async def _as_plain_function(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ import math
 import operator
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from .waiting import NOTHING, InThread, StepCall, must_find_out
 
 T = TypeVar("T")
 
+#: Seconds between two looks whether a function still waits for something of its own.
+_LONGEST_PAUSE = 1.0
 #: Whether nothing goes on in an attempt is judged so much later: tasks that were just woken come first.
 _QUIET = 0.01
 
@@ -73,6 +76,10 @@ class Flights:
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
+        self._function = asyncio.current_task()
+        #: The tasks that are inside a durable call, with how many they are in.
+        self._inside: Counter[asyncio.Task[Any] | None] = Counter()
+        self._looks_again = False
         #: The steps themselves, which run in tasks of their own; and how many of them aren't parked.
         self._steps: set[asyncio.Task[Any]] = set()
         self._running = 0
@@ -90,15 +97,18 @@ class Flights:
     async def carry(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a durable call in a task of its own: no TaskGroup stops it with its caller while the function unwinds."""
         self._running += 1
-        task = asyncio.Task(coroutine, loop=self._loop)
+        task, caller = asyncio.Task(coroutine, loop=self._loop), asyncio.current_task()
         self._steps.add(task)
         task.add_done_callback(self._has_landed)
+        self._inside[caller] += 1
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             if not self._is_waited_for:
                 await cancel(task)
             raise
+        finally:
+            self._inside[caller] -= 1
         return task.result()
 
     async def _run(self, call: Call, body: Body) -> Answer:
@@ -132,16 +142,31 @@ class Flights:
         self._running -= 1
         if self._attempt.unwinding is not None:
             self._release()
-        if not self._running:
-            self._loop.call_later(_QUIET, self._release_if_quiet)
+        if not self._running and not self._looks_again:
+            self._looks_again = True
+            self._loop.call_later(_QUIET, self._release_if_quiet, _QUIET)
 
-    def _release_if_quiet(self) -> None:
-        if self._parked and not self._running and self._attempt.unwinding is None:
+    def _release_if_quiet(self, pause: float) -> None:
+        """Give the worker back if nothing goes on; look again while the function waits for something of its own."""
+        self._looks_again = False
+        if self._running or not self._parked or self._attempt.unwinding is not None:
+            return
+        if any(self._goes_on(task) for task in (self._function, *self.tasks)):
+            self._looks_again = True
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._loop.call_later(pause, self._release_if_quiet, pause)
+        else:
             first = min(self._parked.values(), key=lambda parked: parked.due)
             seconds = None if first.due == math.inf else max(first.due - time.monotonic(), 0.0)
             wakers = reduce(operator.or_, (parked.wakers for parked in self._parked.values()))
             self._attempt.unwind(Suspended(first.reason, seconds, wakers))
             self._release()
+
+    def _goes_on(self, task: asyncio.Task[Any] | None) -> bool:
+        """Tell whether a task waits for something that no durable call of this function brings."""
+        if task is None or task.done() or self._inside[task] > 0:
+            return False
+        return not _waits_for_tasks(task)
 
     def _release(self) -> None:
         for released in self._parked:
@@ -204,6 +229,26 @@ class Flights:
             name = self._attempt.id
             logger.warning("%d steps of workflow %s couldn't be recorded at once: %r", len(records), name, error)
             return False
+
+
+def _waits_for_tasks(task: asyncio.Task[Any]) -> bool:
+    """Tell whether a task only waits for others: by awaiting them, a gather, asyncio.wait or a TaskGroup."""
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        code = getattr(awaited, "cr_code", None) or getattr(awaited, "gi_code", None)
+        if code is not None and (code.co_filename, code.co_name) in _WAIT_FOR_TASKS:
+            return True
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    waiter = getattr(task, "_fut_waiter", None)
+    return isinstance(waiter, asyncio.Task | asyncio.tasks._GatheringFuture)  # type: ignore[attr-defined]
+
+
+_TASKS = asyncio.tasks.__file__
+_WAIT_FOR_TASKS = {
+    (_TASKS, "_wait"),
+    (_TASKS, "_wait_for_one"),
+    (_TASKS.replace("tasks.py", "taskgroups.py"), "__aexit__"),
+}
 
 
 class _Turns:

@@ -290,6 +290,30 @@ def test_async_names(shop: Inprocess, double: Any) -> None:
     assert run_all(shop) == [[2, 4], [2, 6], True]
 
 
+def test_what_goes_on_beside_a_wait(shop: Inprocess, double: Any) -> None:
+    """Is waited for before the worker is given back: also a sleep of asyncio's, however the tasks are awaited."""
+
+    async def other(value: int) -> Any:
+        await asyncio.sleep(0.1)
+        return await (await double.adelay(value)).aget()
+
+    async def waited(*coroutines: Any) -> list[Any]:
+        tasks = [asyncio.ensure_future(each) for each in coroutines]
+        await asyncio.wait(tasks)
+        return [task.result() for task in tasks]
+
+    async def body() -> Any:
+        first = await asyncio.gather(durable.arecv(), other(1), waited(other(2), durable.arecv("late")))
+        return [*first, await asyncio.ensure_future(other(3))]
+
+    order(shop, body)
+    assert isinstance(shop.run("w1"), Retry)
+    assert len(children(shop)) == 2
+    durable.send("w1", "hello", app=shop.app)
+    durable.send("w1", "late", topic="late", app=shop.app)
+    assert run_all(shop) == ["hello", 2, [4, "late"], 6]
+
+
 def test_the_blocking_names_in_an_async_workflow(shop: Inprocess, double: Any) -> None:
     """They say what to await."""
 
