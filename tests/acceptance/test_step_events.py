@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -50,6 +50,11 @@ class Flower(CeleryProcess):
         """All that is known of a task."""
         found: dict[str, Any] = json.loads(self.page(f"/api/task/info/{task_id}"))
         return found
+
+    def knows(self, task_id: str) -> str | None:
+        """The state in which a task is shown."""
+        tasks = json.loads(self.page("/api/tasks"))
+        return None if task_id not in tasks else str(tasks[task_id]["state"])
 
     def steps_of(self, workflow_id: str) -> list[dict[str, Any]]:
         """The tasks whose parent this is, by their start."""
@@ -135,6 +140,17 @@ def test_failures_and_retries_are_shown(site: Site, flower: Flower, name: str) -
 
 
 @pytest.mark.crash
+def test_a_wait_is_a_retry_with_its_reason(site: Site, flower: Flower) -> None:
+    """And Flower's button, which is Celery's revoke, cancels the workflow."""
+    handle = site.shop.receiver.delay("approval")
+    wait_until(lambda: site.status(handle.id).state == "SUSPENDED", message="it waits")
+    wait_until(lambda: flower.knows(handle.id) == "RETRY", message="Flower shows that")
+    assert "message approval" in flower.task(handle.id)["exception"]
+    with urlopen(Request(f"{flower.url}/api/task/revoke/{handle.id}", method="POST"), timeout=20) as answer:
+        assert answer.status == 200
+    wait_until(lambda: site.status(handle.id).state == "CANCELLED", message="it is cancelled")
+
+
 def test_a_replay_is_not_told_again(site: Site, flower: Flower, name: str) -> None:
     """After a crash the steps that were done keep their times; the one that was running comes once."""
     site.gates.close(f"{name}-2")
