@@ -58,7 +58,9 @@ def _watch(sender: Any, **kwargs: Any) -> None:
 
     def apply_async(entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         task = scheduler.app.tasks.get(entry.task)
-        if not getattr(task, "is_durable_workflow", False) or "task_id" in (entry.options or {}):
+        # A task that isn't known here may be a workflow where it runs.
+        is_plain = task is not None and not getattr(task, "is_durable_workflow", False)
+        if is_plain or "task_id" in (entry.options or {}):
             return send(entry, producer=producer, advance=advance, **kwargs)
         if advance:
             entry = scheduler.reserve(entry)

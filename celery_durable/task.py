@@ -27,7 +27,7 @@ from celery.exceptions import Retry
 
 from . import inline, registration
 from .callables import Callables, caller_of, off_the_loop
-from .calls import forbid_in_step
+from .calls import forbid_in_plain_function, forbid_in_step
 from .delivery import deliver
 from .engine import loop
 from .engine.context import current_attempt, current_step, plain_function
@@ -217,6 +217,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
             send = functools.partial(super().apply_async, args, kwargs, link=link, link_error=link_error, shadow=shadow)
             return cast("WorkflowHandle[R]", send(task_id=task_id, producer=producer, **options))
         forbid_in_step(f"start the workflow {self.name}")
+        forbid_in_plain_function(f"start the workflow {self.name}")
         call = self._child_call(args, kwargs, task_id, producer)
         options = {**options, "link": link, "link_error": link_error, "shadow": shadow, "producer": producer}
         return self._started(args, kwargs, task_id, call, options)
@@ -224,6 +225,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, WorkflowHandle[R]]:
         """Return what is awaited to start a workflow as ``delay`` does, without blocking the event loop."""
         forbid_in_step(f"start the workflow {self.name}")
+        forbid_in_plain_function(f"start the workflow {self.name}")
         call = self._child_call(args, kwargs, None, None)
         return _carried(off_the_loop(functools.partial(self._started, args, kwargs, None, call, {})))
 

@@ -9,7 +9,7 @@ WITH holder AS MATERIALIZED (
         (id, name, queue, state, max_crashes, timeout, retries, parent_id, root_id, deduplication_id, publish_at, published_at)
     SELECT %(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), %(retries)s,
         %(parent_id)s, %(root_id)s, %(deduplication_id)s,
-        clock_timestamp() + make_interval(secs => coalesce(%(delay)s, %(republish_after)s)),
+        clock_timestamp() + make_interval(secs => coalesce(%(delay)s::float8, %(republish_after)s::float8)),
         CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END
     WHERE NOT EXISTS (SELECT FROM holder)
     ON CONFLICT (id) DO NOTHING
@@ -88,7 +88,7 @@ WITH run AS (
          published_at)
     SELECT %(id)s, %(name)s, %(queue)s, 'ENQUEUED', %(max_crashes)s, make_interval(secs => %(timeout)s), run.deadline,
         %(parent_id)s, %(root_id)s, %(deduplication_id)s,
-        clock_timestamp() + make_interval(secs => coalesce(%(delay)s, %(republish_after)s)),
+        clock_timestamp() + make_interval(secs => coalesce(%(delay)s::float8, %(republish_after)s::float8)),
         CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END
     FROM saved, run WHERE NOT EXISTS (SELECT FROM holder)
     ON CONFLICT (id) DO NOTHING

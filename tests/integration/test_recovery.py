@@ -464,7 +464,10 @@ def test_a_sweep_does_all_duties_and_tells_what_it_found(rig: Rig) -> None:
     duties = recovery(rig, broker)
     duties.engine.observers.add(found)
     counts = duties.sweep()
-    assert counts == {"rescue": 1, "expire": 1, "wake": 1, "redispatch": 0, "republish": 2, "prune": 1}
+    assert counts == {
+        "rescue": 1, "expire": 1, "cancel": 0, "tell": 0, "notify": 0, "wake": 1, "redispatch": 0, "republish": 2,
+        "prune": 1,
+    }  # fmt: skip
     assert sorted(broker.sent) == ["asleep", "crashed"]
     assert found.ids["rescue"] == ["crashed"]
     assert found.ids["prune"] == ["done"]

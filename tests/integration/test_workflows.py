@@ -50,7 +50,8 @@ def rescue_of_a_silent_node(rig: Rig, fence: Fence) -> Any:
 
 
 def suspend_after_an_arrival(rig: Rig, fence: Fence) -> Any:
-    send(rig)
+    letter = Letter("w1", "t", uuid.uuid4().hex, Payload(b"1"))
+    rig.store.messages.send(letter, 60, patience=0)
     return rig.suspend(fence, wakers=Wakers(topics=frozenset({"t"})))
 
 
