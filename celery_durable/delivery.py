@@ -36,6 +36,7 @@ from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 logger = logging.getLogger("celery_durable")
 
 _PAUSE = 0.05
+_MOST_LATE = 100
 _warned: set[str] = set()
 #: What Celery's tracer doesn't take for an outcome.
 _CELERYS = (Ignore, Reject, Retry)
@@ -218,12 +219,12 @@ class _Message:
         raise Ignore("this attempt is void")
 
     def release(self) -> None:
-        """End a workflow whose deadline has passed, if nobody has done so; whoever resumes it may have it now."""
+        """End what has passed its deadline, if nobody has done so; whoever resumes this workflow may have it now."""
         error = WorkflowCancelledError("The workflow was cancelled: its workflow_timeout has passed.")
         verdict = self.installation.codec.encode_error(error)
-        if self.workflows.cancel([self.id], verdict=verdict, patience=WHILE_ALIVE):
+        if late := self.workflows.expire(verdict=verdict, limit=_MOST_LATE, patience=WHILE_ALIVE):
             republish_after = self.installation.config.republish_after
-            self.send(self.installation.store.awaits.notify([self.id], republish_after, patience=WHILE_ALIVE))
+            self.send(self.installation.store.awaits.notify(late, republish_after, patience=WHILE_ALIVE))
         self.confirm()
 
     def deliver_stored(self, stored: StoredOutcome) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from celery import Celery
@@ -15,7 +16,7 @@ from .client import CALLER_PATIENCE, list_workflows
 from .engine.context import current_step
 from .engine.step import StepSpec, call_step
 from .envelope import Envelope, check_id, send_stored
-from .exceptions import WorkflowConflict, WorkflowNotFound
+from .exceptions import DatabaseUnavailable, WorkflowConflict, WorkflowNotFound
 from .handle import WorkflowHandle
 from .installation import Installation, find
 from .outbox import current, forbid_in_outbox
@@ -163,13 +164,24 @@ def _resume(installation: Installation, ids: Sequence[str]) -> list[str]:
     forbid_in_outbox("resume workflows")
     if not ids:
         return []
-    workflows = installation.store.workflows
-    messages = workflows.resume(ids, installation.config.republish_after, patience=CALLER_PATIENCE)
-    if len(messages) < len(ids):
+    workflows, republish_after = installation.store.workflows, installation.config.republish_after
+    try:
+        messages, answer_lost = workflows.resume(ids, republish_after, patience=0), False
+    except DatabaseUnavailable:
+        messages, answer_lost = workflows.resume(ids, republish_after, patience=CALLER_PATIENCE), True
+    if len(messages) == len(ids):
+        _send(installation, messages)
+    elif answer_lost and _all_enqueued(installation, ids):
+        workflows.unsent(ids, patience=CALLER_PATIENCE)  # by the first statement, which has sent nothing
+    else:
         _check_known(installation, ids)
         raise _unresumable(installation, ids)
-    _send(installation, messages)
     return list(ids)
+
+
+def _all_enqueued(installation: Installation, ids: Sequence[str]) -> bool:
+    rows = [installation.store.workflows.by_id(each, patience=CALLER_PATIENCE) for each in ids]
+    return all(row is not None and row.state == states.ENQUEUED for row in rows)
 
 
 def _unresumable(installation: Installation, ids: Sequence[str]) -> WorkflowConflict:
@@ -192,14 +204,28 @@ def _fork(installation: Installation, ids: Sequence[str], from_step: str | None,
         _fork_of(installation, message, from_step, names[0] if names else _new_id(message.workflow_id))
         for message in installation.store.workflows.messages_of(ids, patience=CALLER_PATIENCE)
     ]
-    republish_after = installation.config.republish_after
-    published = installation.store.workflows.fork(forks, republish_after, patience=CALLER_PATIENCE)
+    published = _forked(installation, forks)
     _send(installation, [
         StoredMessage(each.workflow_id, published[each.workflow_id], 0, each.envelope, each.body, each.content_type,
                       each.content_encoding)
         for each in (fork.message for fork in forks)
     ])  # fmt: skip
     return [fork.message.workflow_id for fork in forks]
+
+
+def _forked(installation: Installation, forks: Sequence[Fork]) -> dict[str, datetime]:
+    """Write the forks; after a lost answer those that are there are our own."""
+    workflows, republish_after = installation.store.workflows, installation.config.republish_after
+    try:
+        return workflows.fork(forks, republish_after, patience=0)
+    except DatabaseUnavailable:
+        try:
+            return workflows.fork(forks, republish_after, patience=CALLER_PATIENCE)
+        except WorkflowConflict:
+            rows = [workflows.by_id(fork.message.workflow_id, patience=CALLER_PATIENCE) for fork in forks]
+            if any(row is None or row.forked_from != fork.source for row, fork in zip(rows, forks, strict=True)):
+                raise
+            return {fork.message.workflow_id: datetime.now(timezone.utc) for fork in forks}
 
 
 def _fork_of(installation: Installation, message: StoredMessage, from_step: str | None, new_id: str) -> Fork:

@@ -231,6 +231,7 @@ class Node(Loop):
     def _hear(self) -> None:
         if self._listener.heard():
             self._recovery.cancel()
+            self._recovery.notify()
             self._recovery.tell()
             self._recovery.republish()
 

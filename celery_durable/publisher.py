@@ -178,10 +178,11 @@ class OfChild(RowFirst):
         assert child is not None
         check_taken(birth, child.taken_by)
         attempt.engine.observers.tell("call_recorded", attempt.id, call.key)
-        published = child.published
-        started = published.holder or birth.id
-        attempt.history[call.key] = Checkpoint(call.key, call.seq, 1, True, record.payload, child_id=started)
-        return published if child.taken_by is None else _as_ours(birth, published)
+        attempt.history[call.key] = Checkpoint(call.key, call.seq, 1, True, record.payload, child_id=child.child_id)
+        if child.child_id != birth.id:
+            return Published(born=False, holder=child.child_id)
+        published = Published(child.published_at is not None, child.published_at)
+        return published if child.is_new and child.taken_by is None else _as_ours(birth, published)
 
 
 class InOutbox(RowFirst):

@@ -135,13 +135,13 @@ class Recovery:
         workflows = self.store.workflows
         verdict = self._verdict(WorkflowCancelledError("The workflow was cancelled."))
         asked = workflows.asked_to_cancel(limit=BATCH, patience=self.patience)
-        ids = [workflow_id for workflow_id, _ in asked]
+        ids = sorted({workflow_id for _, workflow_id, _ in asked})
         if ids:
             workflows.cancel(ids, verdict=verdict, patience=self.patience)
-            parents = [workflow_id for workflow_id, children in asked if children]
+            parents = [workflow_id for _, workflow_id, children in asked if children]
             while parents and (family := workflows.family(parents, patience=self.patience)):
                 workflows.cancel(family, verdict=verdict, patience=self.patience)
-            workflows.forget_cancellations(ids, patience=self.patience)
+            workflows.forget_cancellations([request for request, _, _ in asked], patience=self.patience)
         return ids
 
     def _come(self) -> list[str]:

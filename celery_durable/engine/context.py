@@ -361,9 +361,10 @@ class Attempt:
 
     def end_of(self, standing: Standing | None) -> ControlFlow | None:
         """Return what ends a run that stands so, wherever it is; a hand-over waits for its step."""
-        if standing is None or standing.state not in (states.RUNNING, states.CANCELLED):
+        if standing is None or standing.state not in (states.RUNNING, states.CANCELLED, states.ENQUEUED):
             return OwnershipLost(f"Another worker has taken the workflow {self.id} over.")
-        if standing.state == states.CANCELLED:
+        # Enqueued under this attempt's own token: it was cancelled and is resumed, as soon as this attempt lets go.
+        if standing.state in (states.CANCELLED, states.ENQUEUED):
             return Cancelled(f"The workflow {self.id} was cancelled.")
         return Cancelled(f"The deadline of the workflow {self.id} has passed.") if standing.late else None
 

@@ -88,6 +88,8 @@ def suspend(attempt: Attempt, outcome: Waiting) -> Outcome:
         republish_after=attempt.engine.republish_after, patience=WHILE_ALIVE,
     )  # fmt: skip
     if not done:
+        # If this is our own suspension, whose answer was lost, it may have been woken, and its message wasn't sent.
+        attempt.engine.store.workflows.unsent([attempt.id], patience=WHILE_ALIVE)
         return _lost(attempt)
     tell("suspended", attempt.id, outcome.reason)
     if message is not None:
@@ -147,7 +149,7 @@ def _was_ours(attempt: Attempt, state: str) -> bool:
 
 def _lost(attempt: Attempt) -> Outcome:
     look = attempt.engine.store.workflows.look(attempt.fence, patience=WHILE_ALIVE)
-    if look is not None and look.mine and (look.state == states.CANCELLED or look.late):
+    if look is not None and look.mine and (look.state in (states.CANCELLED, states.ENQUEUED) or look.late):
         return Stopped()
     attempt.engine.observers.tell("fenced", attempt.id)
     return Superseded()

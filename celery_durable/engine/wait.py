@@ -29,6 +29,8 @@ class Looked:
     standing: Standing | None
     settled: Mapping[str, Checkpoint] = field(default_factory=dict)
     due_in: float | None = None
+    #: Workflows that there aren't, by the keys of the calls that ask for them.
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
 
 class Wait:
@@ -74,7 +76,10 @@ class Wait:
     async def _look(self, waiting: Waiting) -> float | None:
         looked = await watched(self.attempt, self.look, waiting)
         self.attempt.history.update(looked.settled)
-        self.open = [call for call in self.open if call.key not in looked.settled]
+        for call in self.open:
+            if call.key in looked.unknown:
+                await refuse(call, looked.unknown[call.key], waiting)
+        self.open = [call for call in self.open if call.key not in {*looked.settled, *looked.unknown}]
         return looked.due_in
 
 
@@ -129,8 +134,7 @@ class Listening(Wait):
         )  # fmt: skip
         if found is None:
             return Looked(None)
-        check_known(self.target, found[1])
-        return _looked(found[0])
+        return _looked(found[0]) if found[1] else Looked(found[0].standing, unknown={call.key: self.target})
 
     def register(self) -> None:
         """Have this workflow told of the event."""
@@ -160,11 +164,10 @@ class Ends(Wait):
         )  # fmt: skip
         if settled is None:
             return Looked(None)
-        for each in settled:
-            check_known(self.targets[each.key], each.is_known)
+        unknown = {each.key: self.targets[each.key] for each in settled if not each.is_known}
         outcomes = {each.key: each.found.checkpoint for each in settled if each.found.checkpoint is not None}
         due = [each.found.due_in for each in settled if each.found.checkpoint is None and each.found.due_in is not None]
-        return Looked(settled[0].found.standing, outcomes, min(due, default=None))
+        return Looked(settled[0].found.standing, outcomes, min(due, default=None), unknown)
 
     def register(self) -> None:
         """Have this workflow told of the last end."""
@@ -185,8 +188,9 @@ async def first_of(call: Call, targets: Sequence[str], waiting: Waiting) -> Answ
     while True:
         attempt.check_going()
         ended, known = await waiting.run(partial(awaits.first, distinct, patience=WHILE_ALIVE))
-        for target in distinct:
-            check_known(target, target in known)
+        unknown = [target for target in distinct if target not in known]
+        if unknown:
+            return await refuse(call, unknown[0], waiting)
         if ended is not None:
             call.waiting = waiting
             answer = await call.settle(Ended(ended))
@@ -232,10 +236,12 @@ def record_of(call: Call, payload: Payload | None = None) -> StepRecord:
     )  # fmt: skip
 
 
-def check_known(workflow_id: str, is_known: bool) -> None:
-    """Raise WorkflowNotFound."""
-    if not is_known:
-        raise WorkflowNotFound(f"There is no workflow {workflow_id!r}: its id is wrong, or retention has removed it.")
+async def refuse(call: Call, target: str, waiting: Waiting) -> Answer:
+    """Record that there is no such workflow, so that a replay sees the same."""
+    call.waiting = waiting
+    return await call.settle(Ended(error=WorkflowNotFound(
+        f"There is no workflow {target!r}: its id is wrong, or retention has removed it."
+    )))  # fmt: skip
 
 
 def _looked(found: Found | None) -> Looked:

@@ -30,7 +30,7 @@ WITH run AS (
 ), saved AS (
     INSERT INTO {schema}.checkpoint AS c
         (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, child_id, wake_at, started_at, at)
-    SELECT run.id, found.key, found.seq, %(attempt)s, 1,
+    SELECT run.id, found.key, found.seq, %(attempt)s, 0,
         CASE WHEN has_ended THEN their_ok WHEN is_due THEN false END,
         CASE WHEN has_ended THEN their_value WHEN is_due THEN %(value)s END,
         CASE WHEN has_ended THEN their_content_type WHEN is_due THEN %(value_type)s END,
@@ -45,7 +45,7 @@ WITH run AS (
     RETURNING key, ok, value, content_type
 ), cleared AS (
     DELETE FROM {schema}.awaiting a USING saved, found
-    WHERE saved.key = found.key AND saved.ok IS NOT NULL AND a.target = found.target AND a.event = '' AND a.waiter = %(id)s
+    WHERE saved.key = found.key AND found.has_ended AND a.target = found.target AND a.event = '' AND a.waiter = %(id)s
 )
 SELECT run.state, run.draining, run.late, found.key, found.is_known,
     extract(epoch FROM found.until - clock_timestamp())::float8, coalesce(saved.ok, found.ok),
@@ -53,7 +53,8 @@ SELECT run.state, run.draining, run.late, found.key, found.is_known,
 FROM run CROSS JOIN found LEFT JOIN saved ON saved.key = found.key
 
 -- name: sleep
--- The time at which a sleep ends, fixed at its first call. Nothing is written if the run isn't well.
+-- The time at which a sleep ends, fixed at its first call. A statement that is repeated waits for the first one, whose
+-- answer was lost, and returns its time. Nothing is written if the run isn't well.
 WITH run AS (
     SELECT w.id, w.state, coalesce(n.draining, false) AS draining, coalesce(w.deadline <= clock_timestamp(), false) AS late
     FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
@@ -61,17 +62,15 @@ WITH run AS (
     FOR KEY SHARE OF w
 ), saved AS (
     INSERT INTO {schema}.checkpoint (workflow, key, seq, attempt, tries, ok, value, content_type, args, wake_at, started_at, at)
-    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, 1, true, %(value)s, %(value_type)s, %(args)s,
+    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, 0, true, %(value)s, %(value_type)s, %(args)s,
         coalesce(%(until)s::timestamptz, clock_timestamp() + make_interval(secs => %(seconds)s)),
         clock_timestamp(), clock_timestamp()
     FROM run WHERE run.state = 'RUNNING' AND NOT run.draining AND NOT run.late
-    ON CONFLICT (workflow, key) DO NOTHING
+    ON CONFLICT (workflow, key) DO UPDATE SET wake_at = checkpoint.wake_at
     RETURNING wake_at
 )
-SELECT run.state, run.draining, run.late, extract(epoch FROM coalesce(
-    (SELECT wake_at FROM saved), (SELECT wake_at FROM {schema}.checkpoint WHERE workflow = %(id)s AND key = %(key)s))
-    - clock_timestamp())::float8
-FROM run
+SELECT run.state, run.draining, run.late, extract(epoch FROM saved.wake_at - clock_timestamp())::float8
+FROM run LEFT JOIN saved ON true
 
 -- name: first
 -- Which of some workflows has ended first, which of them there are, and how many of those asked for are none.

@@ -14,13 +14,14 @@ SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(ok)s, %(value)s, %(co
 FROM run
 
 -- name: save_slow
--- A step, slow: record under RUNNING or CANCELLED if the token matches, keep an outcome that is already there,
--- and tell how the run stands. No row: another worker owns it.
+-- A step, slow: record if the token matches, while it runs and when it was cancelled (and perhaps resumed) meanwhile;
+-- keep an outcome that is already there, and tell how the run stands. No row: another worker owns it.
 WITH run AS (
     SELECT w.id, w.state, coalesce(n.draining, false) AS draining,
         coalesce(w.deadline <= clock_timestamp(), false) AS late
     FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
-    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state IN ('RUNNING', 'CANCELLED')
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s
+    AND w.state IN ('RUNNING', 'CANCELLED', 'ENQUEUED')
     FOR KEY SHARE OF w
 ), saved AS (
     INSERT INTO {schema}.checkpoint AS c
@@ -68,7 +69,8 @@ WITH run AS (
     SELECT w.id, w.state, coalesce(n.draining, false) AS draining,
         coalesce(w.deadline <= clock_timestamp(), false) AS late
     FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
-    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state IN ('RUNNING', 'CANCELLED')
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s
+    AND w.state IN ('RUNNING', 'CANCELLED', 'ENQUEUED')
     FOR KEY SHARE OF w
 ), saved AS (
     INSERT INTO {schema}.checkpoint AS c

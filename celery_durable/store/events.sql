@@ -46,7 +46,8 @@ WITH run AS (
     FROM {schema}.workflow w LEFT JOIN {schema}.event e ON e.workflow = w.id AND e.key = %(event)s
     WHERE w.id = %(target)s
 ), found AS MATERIALIZED (
-    SELECT until, CASE WHEN target.value IS NOT NULL OR target.finished_at IS NOT NULL OR until <= clock_timestamp()
+    SELECT until, target.value IS NOT NULL OR target.finished_at IS NOT NULL AS has_come,
+        CASE WHEN target.value IS NOT NULL OR target.finished_at IS NOT NULL OR until <= clock_timestamp()
                   THEN true END AS ok,
         CASE WHEN target.value IS NOT NULL THEN target.value
              WHEN target.finished_at IS NOT NULL OR until <= clock_timestamp() THEN %(value)s END AS value,
@@ -56,7 +57,7 @@ WITH run AS (
 ), saved AS (
     INSERT INTO {schema}.checkpoint AS c
         (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, wake_at, started_at, at)
-    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, 1, found.ok, found.value, found.content_type, %(args)s, %(fingerprint)s,
+    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, 0, found.ok, found.value, found.content_type, %(args)s, %(fingerprint)s,
         found.until, clock_timestamp(), clock_timestamp()
     FROM run, found WHERE run.state = 'RUNNING' AND NOT run.draining AND NOT run.late
     AND (found.ok IS NOT NULL OR found.until IS NOT NULL)
@@ -66,8 +67,8 @@ WITH run AS (
     WHERE c.ok IS NULL
     RETURNING ok, value, content_type
 ), cleared AS (
-    DELETE FROM {schema}.awaiting a USING saved
-    WHERE saved.ok IS NOT NULL AND a.target = %(target)s AND a.event = %(event)s AND a.waiter = %(id)s
+    DELETE FROM {schema}.awaiting a USING saved, found
+    WHERE found.has_come AND a.target = %(target)s AND a.event = %(event)s AND a.waiter = %(id)s
 )
 SELECT run.state, run.draining, run.late, extract(epoch FROM found.until - clock_timestamp())::float8,
     coalesce(saved.ok, prior.ok), coalesce(saved.value, prior.value), coalesce(saved.content_type, prior.content_type),

@@ -102,9 +102,7 @@ class Listener:
     def fileno(self) -> int:
         """Return what to poll; listen, if that isn't so yet."""
         if self._connection is None or self._connection.closed:
-            with self._connections.lease() as connection:
-                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._schema)))
-                self._connection = connection
+            self._listen()
         assert self._connection is not None
         return self._connection.fileno()
 

@@ -1,14 +1,18 @@
 -- name: send
 -- A message for a live workflow, which is woken if it waits for one of this topic. No row: there is no such workflow,
--- or it has finished. The same idempotency key again writes nothing.
-WITH target AS MATERIALIZED (
-    SELECT id, coalesce(state = 'SUSPENDED' AND %(topic)s = ANY(topics), false) AS wakes FROM {schema}.workflow
-    WHERE id = %(workflow)s AND finished_at IS NULL
-    FOR NO KEY UPDATE
-), sent AS (
+-- or it has finished. The same idempotency key again writes nothing; one that somebody's open transaction holds is
+-- waited for before the workflow is locked.
+WITH sent AS (
     INSERT INTO {schema}.message (workflow, topic, idempotency_key, body, content_type, told)
-    SELECT id, %(topic)s, %(idempotency_key)s, %(body)s, %(content_type)s, true FROM target
+    SELECT id, %(topic)s, %(idempotency_key)s, %(body)s, %(content_type)s, true FROM {schema}.workflow
+    WHERE id = %(workflow)s AND finished_at IS NULL
     ON CONFLICT (workflow, idempotency_key) DO NOTHING
+    RETURNING seq
+), target AS MATERIALIZED (
+    SELECT w.id, coalesce(w.state = 'SUSPENDED' AND %(topic)s = ANY(w.topics), false) AS wakes
+    FROM (SELECT count(*) FROM sent) AS written, {schema}.workflow w
+    WHERE w.id = %(workflow)s AND w.finished_at IS NULL
+    FOR NO KEY UPDATE OF w
 ), told AS (
     UPDATE {schema}.workflow w SET signal = w.signal + 1,
         state = CASE WHEN target.wakes THEN 'ENQUEUED' ELSE w.state END,
@@ -49,12 +53,16 @@ SELECT run.state, run.draining, run.late, (SELECT state FROM target),
 FROM run
 
 -- name: put
--- A message in a transaction of the caller's own: nobody else sees it before its commit, and then the sweep tells.
-INSERT INTO {schema}.message (workflow, topic, idempotency_key, body, content_type, told)
-SELECT id, %(topic)s, %(idempotency_key)s, %(body)s, %(content_type)s, false FROM {schema}.workflow
-WHERE id = %(workflow)s AND finished_at IS NULL
-ON CONFLICT (workflow, idempotency_key) DO UPDATE SET told = message.told
-RETURNING seq
+-- A message in a transaction of the caller's own: nobody else sees it before its commit, and then the sweep tells. It
+-- locks no row that is there already. No row: there is no such workflow, or it has finished.
+WITH target AS MATERIALIZED (
+    SELECT id FROM {schema}.workflow WHERE id = %(workflow)s AND finished_at IS NULL
+), sent AS (
+    INSERT INTO {schema}.message (workflow, topic, idempotency_key, body, content_type, told)
+    SELECT id, %(topic)s, %(idempotency_key)s, %(body)s, %(content_type)s, false FROM target
+    ON CONFLICT (workflow, idempotency_key) DO NOTHING
+)
+SELECT id FROM target
 
 -- name: tell
 -- Wake the workflows of messages that nobody has told of: all of a workflow, or the oldest.
@@ -85,7 +93,8 @@ FROM (SELECT) AS one LEFT JOIN woken ON woken.wakes LEFT JOIN {schema}.input i O
 -- name: receive
 -- The oldest message of a topic becomes the outcome of a recv; with none there, its default does as soon as its time
 -- has passed. The message is taken only by the checkpoint that is written with it. Nothing is written if the run isn't
--- well. Last column: this very recv has just had its answer by another statement of ours, whose own was lost.
+-- well. Last column: there was something to be had, and it wasn't: this very recv has just had its outcome by another
+-- statement of ours, whose own answer was lost; the next look finds it.
 WITH run AS (
     SELECT w.id, w.state, coalesce(n.draining, false) AS draining, coalesce(w.deadline <= clock_timestamp(), false) AS late
     FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
@@ -95,6 +104,8 @@ WITH run AS (
     SELECT ok, value, content_type, wake_at FROM {schema}.checkpoint WHERE workflow = %(id)s AND key = %(key)s
 ), until AS MATERIALIZED (
     SELECT coalesce((SELECT wake_at FROM prior), clock_timestamp() + make_interval(secs => %(timeout)s)) AS at
+), there AS MATERIALIZED (
+    SELECT m.seq FROM {schema}.message m WHERE m.workflow = %(id)s AND m.topic = %(topic)s AND m.taken_by IS NULL LIMIT 1
 ), oldest AS MATERIALIZED (
     SELECT m.seq, m.body, m.content_type FROM {schema}.message m, run
     WHERE m.workflow = %(id)s AND m.topic = %(topic)s AND m.taken_by IS NULL
@@ -104,7 +115,7 @@ WITH run AS (
 ), saved AS (
     INSERT INTO {schema}.checkpoint AS c
         (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, wake_at, started_at, at)
-    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, 1,
+    SELECT run.id, %(key)s, %(seq)s, %(attempt)s, 0,
         CASE WHEN oldest.seq IS NOT NULL OR until.at <= clock_timestamp() THEN true END,
         CASE WHEN oldest.seq IS NOT NULL THEN oldest.body WHEN until.at <= clock_timestamp() THEN %(value)s END,
         CASE WHEN oldest.seq IS NOT NULL THEN oldest.content_type WHEN until.at <= clock_timestamp() THEN %(value_type)s END,
@@ -122,5 +133,6 @@ WITH run AS (
 )
 SELECT run.state, run.draining, run.late, extract(epoch FROM until.at - clock_timestamp())::float8,
     coalesce(saved.ok, prior.ok), coalesce(saved.value, prior.value), coalesce(saved.content_type, prior.content_type),
-    EXISTS (SELECT FROM oldest) AND NOT EXISTS (SELECT FROM saved)
+    (EXISTS (SELECT FROM there) OR coalesce(until.at <= clock_timestamp(), false))
+        AND saved.ok IS NULL AND prior.ok IS NULL AND run.state = 'RUNNING' AND NOT run.draining AND NOT run.late
 FROM run CROSS JOIN until LEFT JOIN saved ON true LEFT JOIN prior ON true

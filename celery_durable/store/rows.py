@@ -106,9 +106,14 @@ class ChildStart:
     """What has become of the start of a child."""
 
     standing: Standing
-    published: Published
-    #: The task that its id belongs to, if there was such a workflow before.
+    #: The child; None: nothing was written.
+    child_id: str | None
+    #: The task that the id asked for belongs to, if there was such a workflow before.
     taken_by: str | None
+    #: Not by an earlier statement, whose answer was lost.
+    is_new: bool
+    #: When its message may be sent, if it is born now.
+    published_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

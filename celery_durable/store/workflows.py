@@ -113,8 +113,8 @@ class Workflows:
         rows = self._beside_twins("bear", params, patience)
         if not rows:
             return None
-        state, draining, late, taken_by, holder, born, published_at = rows[0]
-        return ChildStart(Standing(state, draining, late), Published(born, published_at, holder), taken_by)
+        state, draining, late, taken_by, child_id, is_new, published_at = rows[0]
+        return ChildStart(Standing(state, draining, late), child_id, taken_by, is_new, published_at)
 
     def _beside_twins(self, query: str, params: dict[str, Any], patience: float) -> list[tuple[Any, ...]]:
         """Make a start's statement; another one with the same deduplication id may be made at this moment."""
@@ -248,13 +248,13 @@ class Workflows:
         """Have workflows cancelled once the caller's own transaction is committed."""
         guest.run(self._sql["ask_to_cancel"], {"ids": list(ids), "children": children})
 
-    def asked_to_cancel(self, *, limit: int, patience: float) -> list[tuple[str, bool]]:
-        """Return what is to be cancelled, and whether with all that it has started."""
-        return [(row[0], row[1]) for row in self._run("asked_to_cancel", patience, limit=limit)]
+    def asked_to_cancel(self, *, limit: int, patience: float) -> list[tuple[int, str, bool]]:
+        """Return which requests there are, for which workflows, and whether with all that those have started."""
+        return [(row[0], row[1], row[2]) for row in self._run("asked_to_cancel", patience, limit=limit)]
 
-    def forget_cancellations(self, ids: Collection[str], *, patience: float) -> None:
-        """Note that these have ended."""
-        self._run("forget_cancellations", patience, ids=list(ids))
+    def forget_cancellations(self, requests: Collection[int], *, patience: float) -> None:
+        """Note that these requests are done."""
+        self._run("forget_cancellations", patience, seqs=list(requests))
 
     def fork(self, forks: Sequence[Fork], republish_after: float, *, patience: float) -> dict[str, datetime]:
         """Write new workflows that begin with the first steps of others, all or none; return when they were published.

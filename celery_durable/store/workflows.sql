@@ -67,7 +67,7 @@ WITH run AS (
         coalesce(w.deadline <= clock_timestamp(), false) AS late, w.deadline
     FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
     WHERE w.id = %(parent)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state IN ('RUNNING', 'CANCELLED')
-    FOR KEY SHARE OF w
+    FOR SHARE OF w
 ), taken AS MATERIALIZED (
     SELECT name FROM {schema}.workflow WHERE id = %(id)s
 ), holder AS MATERIALIZED (
@@ -80,8 +80,8 @@ WITH run AS (
         coalesce((SELECT id FROM holder), %(id)s), clock_timestamp(), clock_timestamp()
     FROM run WHERE run.state = 'RUNNING' AND NOT run.draining AND NOT run.late
     AND NOT EXISTS (SELECT FROM taken WHERE name <> %(name)s)
-    ON CONFLICT (workflow, key) DO NOTHING
-    RETURNING workflow
+    ON CONFLICT (workflow, key) DO UPDATE SET child_id = checkpoint.child_id
+    RETURNING child_id, xmax = 0 AS is_new
 ), born AS (
     INSERT INTO {schema}.workflow
         (id, name, queue, state, max_crashes, timeout, deadline, parent_id, root_id, deduplication_id, publish_at,
@@ -90,7 +90,7 @@ WITH run AS (
         %(parent_id)s, %(root_id)s, %(deduplication_id)s,
         clock_timestamp() + make_interval(secs => coalesce(%(delay)s::float8, %(republish_after)s::float8)),
         CASE WHEN %(delay)s::float8 IS NULL THEN clock_timestamp() END
-    FROM saved, run WHERE NOT EXISTS (SELECT FROM holder)
+    FROM saved, run WHERE saved.is_new AND NOT EXISTS (SELECT FROM holder)
     ON CONFLICT (id) DO NOTHING
     RETURNING id, published_at
 ), kept AS (
@@ -108,9 +108,9 @@ WITH run AS (
     WHERE h.id IS NOT NULL
     ON CONFLICT (workflow) DO NOTHING
 )
-SELECT run.state, run.draining, run.late, (SELECT name FROM taken), (SELECT id FROM holder),
-    EXISTS (SELECT FROM born), (SELECT published_at FROM born)
-FROM run
+SELECT run.state, run.draining, run.late, (SELECT name FROM taken), saved.child_id, coalesce(saved.is_new, true),
+    (SELECT published_at FROM born)
+FROM run LEFT JOIN saved ON true
 
 -- name: unsent
 -- Its message couldn't be sent: recovery sends it as soon as it can.
@@ -268,13 +268,15 @@ SELECT true FROM freed
 
 -- name: resume
 -- Workflows that have ended without success go on past their completed steps, all of them or none; failed steps run
--- anew, no deadline holds any more. While its last owner still delivers the old end, the message waits for that.
+-- anew, no deadline holds any more. While its last owner still delivers the old end, or runs the step in which it was
+-- cancelled, the message waits for that; the step may still record its outcome.
 WITH ended AS MATERIALIZED (
     SELECT id FROM {schema}.workflow
     WHERE id = ANY(%(ids)s::text[]) AND state IN ('CANCELLED', 'DEAD', 'FAILURE') ORDER BY id FOR UPDATE
 ), freed AS (
     UPDATE {schema}.workflow w
-    SET state = 'ENQUEUED', finished_at = NULL, dispatched = NULL, token = NULL, crashes = 0, timeout = NULL,
+    SET state = 'ENQUEUED', finished_at = NULL, dispatched = NULL, crashes = 0, timeout = NULL,
+        token = CASE WHEN w.node IS NOT NULL THEN w.token END,
         deadline = NULL, wake_at = NULL, waiting_for = NULL, awaits = NULL, topics = NULL, signal = w.signal + 1,
         publishes = 0, published_at = clock_timestamp(),
         publish_at = clock_timestamp() + make_interval(secs => %(republish_after)s)
@@ -312,8 +314,6 @@ WITH live AS MATERIALIZED (
     SELECT o.id, o.envelope, o.body, o.content_type, o.content_encoding
     FROM {schema}.on_cancel o JOIN compensated ON compensated.id = o.id
     ON CONFLICT (workflow) DO NOTHING
-), answered AS (
-    DELETE FROM {schema}.cancellation c USING live WHERE c.workflow = live.id
 )
 SELECT id FROM ended
 
@@ -328,17 +328,16 @@ WITH RECURSIVE family AS (
 SELECT w.id FROM family JOIN {schema}.workflow w ON w.id = family.id WHERE w.finished_at IS NULL
 
 -- name: ask_to_cancel
--- A transaction of the caller's own wants workflows cancelled; it must not hold locks on their rows.
+-- A transaction of the caller's own wants workflows cancelled; it must not hold locks on any row that is there already.
 INSERT INTO {schema}.cancellation (workflow, children) SELECT id, %(children)s FROM unnest(%(ids)s::text[]) AS asked (id)
-ON CONFLICT (workflow) DO UPDATE SET children = excluded.children OR cancellation.children
 
 -- name: asked_to_cancel
 -- What is to be cancelled, and whether with all that it has started.
-SELECT workflow, children FROM {schema}.cancellation ORDER BY workflow LIMIT %(limit)s
+SELECT seq, workflow, children FROM {schema}.cancellation ORDER BY seq LIMIT %(limit)s
 
 -- name: forget_cancellations
 -- These are cancelled, or were finished already.
-DELETE FROM {schema}.cancellation WHERE workflow = ANY(%(ids)s::text[])
+DELETE FROM {schema}.cancellation WHERE seq = ANY(%(seqs)s::bigint[])
 
 -- name: fork
 -- New workflows begin with what others had completed before a step, all of them or none; each is enqueued at once.
@@ -486,7 +485,7 @@ RETURNING w.id
 -- Workflows past their deadline are cancelled, whatever they do; a running step may still be recorded.
 WITH late AS (
     SELECT id FROM {schema}.workflow WHERE deadline <= (SELECT clock_timestamp()) AND finished_at IS NULL
-    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ORDER BY deadline LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), ended AS (
     UPDATE {schema}.workflow w SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
         signal = w.signal + 1, publish_at = NULL, published_at = NULL, wake_at = NULL, awaits = NULL, topics = NULL
@@ -582,17 +581,21 @@ WITH mine AS (
     WHERE id = ANY(%(ids)s::text[]) AND node = %(node)s AND (NOT dispatched OR state = 'ENQUEUED')
     ORDER BY id FOR UPDATE
 )
-UPDATE {schema}.workflow w SET dispatched = CASE WHEN w.finished_at IS NOT NULL THEN true END, node = NULL
+UPDATE {schema}.workflow w SET dispatched = CASE WHEN w.finished_at IS NOT NULL THEN true END, node = NULL,
+    token = CASE WHEN w.state <> 'ENQUEUED' THEN w.token END
 FROM mine WHERE w.id = mine.id
 
 -- name: prune
--- Finished long ago, delivered, released, and not the child of one that lives: gone with all that belongs to it.
+-- Finished long ago, delivered, released, and neither the child of one that lives nor awaited by one: gone with all
+-- that belongs to it.
 -- The time is a subselect here and in other sweeps because no index is searched by a volatile function.
 WITH old AS (
     SELECT w.id FROM {schema}.workflow w
     WHERE w.finished_at < (SELECT clock_timestamp() - make_interval(secs => %(retention)s)) AND w.dispatched
     AND w.node IS NULL
     AND NOT EXISTS (SELECT FROM {schema}.workflow p WHERE p.id = w.parent_id AND p.finished_at IS NULL)
+    AND NOT EXISTS (SELECT FROM {schema}.awaiting a JOIN {schema}.workflow p ON p.id = a.waiter
+                    WHERE a.target = w.id AND p.finished_at IS NULL)
     ORDER BY w.finished_at LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), gone AS (

@@ -55,7 +55,7 @@ FROM generate_series(1, {ACTIVE} / 3) n;
 INSERT INTO celery_durable.on_cancel
 SELECT id, 'refund-' || id, 'refund', 'celery', 3, NULL, '{{}}', '[]', 'application/json', 'utf-8'
 FROM celery_durable.workflow WHERE id LIKE '%%5';
-INSERT INTO celery_durable.cancellation SELECT 'RUNNING' || n, true FROM generate_series(1, 10) n;
+INSERT INTO celery_durable.cancellation (workflow, children) SELECT 'RUNNING' || n, true FROM generate_series(1, 10) n;
 """
 FENCE = {"id": "RUNNING7", "attempt": 1, "token": uuid.uuid4(), "node": NODE}
 STEP = {

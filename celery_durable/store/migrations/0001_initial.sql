@@ -179,10 +179,12 @@ CREATE TABLE {schema}.on_cancel (
     content_type      text NOT NULL,
     content_encoding  text NOT NULL
 );
+CREATE UNIQUE INDEX on_cancel_id ON {schema}.on_cancel (id);
 COMMENT ON TABLE {schema}.on_cancel IS 'The workflow, with its message, that is born when another one ends as CANCELLED or DEAD.';
 
 CREATE TABLE {schema}.cancellation (
-    workflow  text PRIMARY KEY,
+    seq       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    workflow  text NOT NULL,
     children  boolean NOT NULL
 );
 COMMENT ON TABLE {schema}.cancellation IS 'Workflows to be cancelled: what a transaction of the caller''s own has asked for.';
