@@ -594,8 +594,8 @@ WITH old AS (
     WHERE w.finished_at < (SELECT clock_timestamp() - make_interval(secs => %(retention)s)) AND w.dispatched
     AND w.node IS NULL
     AND NOT EXISTS (SELECT FROM {schema}.workflow p WHERE p.id = w.parent_id AND p.finished_at IS NULL)
-    AND NOT EXISTS (SELECT FROM {schema}.awaiting a JOIN {schema}.workflow p ON p.id = a.waiter
-                    WHERE a.target = w.id AND p.finished_at IS NULL)
+    AND NOT EXISTS (SELECT FROM {schema}.awaiting a WHERE a.target = w.id
+                    AND (SELECT p.finished_at IS NULL FROM {schema}.workflow p WHERE p.id = a.waiter))
     ORDER BY w.finished_at LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), gone AS (

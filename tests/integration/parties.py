@@ -14,6 +14,7 @@ from celery_durable.serialization import Payload
 from celery_durable.store import Birth, NodeFacts, StepRecord
 from celery_durable.store.awaits import Awaits
 from celery_durable.store.checkpoints import Checkpoints
+from celery_durable.store.messages import Letter, Messages
 from celery_durable.store.nodes import Nodes
 from celery_durable.store.pool import Database
 from celery_durable.store.rows import Claim, Fence, StoredMessage, Wakers
@@ -38,6 +39,7 @@ class Party:
         self.checkpoints = Checkpoints(database, "celery_durable")
         self.nodes = Nodes(database, "celery_durable")
         self.awaits = Awaits(database, "celery_durable")
+        self.messages = Messages(database, "celery_durable")
         self.node = uuid.uuid4()
 
     def beat(self) -> None:
@@ -69,6 +71,32 @@ class Party:
     def save_try(self, fence: Fence, tries: int, key: str = "one") -> Any:
         """Record a failed try."""
         return self.checkpoints.save_try(fence, StepRecord(key, 1, tries, None, None, None), 5.0, patience=0)
+
+    def sleep(self, fence: Fence, seconds: float) -> Any:
+        """Fix when a sleep ends."""
+        return self.awaits.sleep(fence, outcome("sleep", b"null"), seconds, None, patience=0)
+
+    def receive(self, fence: Fence, timeout: float | None = None) -> Any:
+        """Take the oldest message, if there is one."""
+        return self.messages.receive(fence, outcome("recv", b"null"), "", timeout, patience=0)
+
+    def send(self, workflow_id: str, body: bytes, key: str = "") -> bool:
+        """Send a message, and wake who waits for it."""
+        letter = Letter(workflow_id, "", key or uuid.uuid4().hex, Payload(body))
+        return self.messages.send(letter, 60, patience=0)[0]
+
+    def bear(self, fence: Fence, child_id: str, deduplication_id: str | None = None) -> Any:
+        """Start a child."""
+        birth = Birth(
+            child_id, NAME, "celery", "{}", b"[[], {}, {}]", "application/json", "utf-8", 10, 60.0, parent_id=fence.id,
+            deduplication_id=deduplication_id,
+        )  # fmt: skip
+        return self.workflows.bear(fence, outcome("child", b"null"), birth, patience=0)
+
+    def listen(self, fence: Fence) -> Any:
+        """End the attempt with a wait for a message."""
+        wakers = Wakers(topics=frozenset({""}))
+        return self.workflows.suspend(fence, "message", None, wakers, republish_after=60, patience=0)
 
     def finish(self, fence: Fence) -> Any:
         """End the attempt with a result."""

@@ -379,6 +379,25 @@ def test_what_cannot_be_awaited(shop: Inprocess, broker_url: str) -> None:
         assert shop.run("w1") is None
 
 
+def test_that_there_is_no_workflow_is_an_outcome(shop: Inprocess, double: Any) -> None:
+    """A replay sees the same, also when there is one by then."""
+    seen: list[str] = []
+
+    def body() -> Any:
+        try:
+            return durable.WorkflowHandle("other", app=shop.app).get()
+        except WorkflowNotFound as error:
+            seen.append(str(error))
+        return durable.recv()
+
+    order(shop, body)
+    shop.run("w1")
+    double.apply_async((1,), task_id="other")
+    durable.send("w1", "done", app=shop.app)
+    assert shop.run("w1") == "done"
+    assert len(set(seen)) == 1
+
+
 def test_a_child_that_nobody_awaits_wakes_nobody(shop: Inprocess, double: Any) -> None:
     """Its parent sleeps on."""
 
