@@ -122,7 +122,8 @@ def test_a_message_in_an_open_transaction_locks_no_workflow(race: Race) -> None:
     """Somebody sends one with the same key: it waits for that transaction, and a cancellation doesn't wait for it."""
     with race.b.transaction():
         race.b.connection.execute(
-            "INSERT INTO celery_durable.message (workflow, topic, idempotency_key, body, told) VALUES (%s, '', 'k', '1', false)",
+            "INSERT INTO celery_durable.message (workflow, topic, idempotency_key, body, told) "
+            "VALUES (%s, '', 'k', '1', false)",
             [race.id],
         )
         sent = race.blocked(race.a, lambda: race.a.send(race.id, b"2", "k"))
