@@ -60,14 +60,14 @@ def test_a_busy_greenlet_does_not_stop_the_heartbeat(site: Site) -> None:
 
 
 def test_connections_are_lazy_and_never_shared(site: Site) -> None:
-    """An idle worker has its node's two connections alone; a pool process makes its own for its first workflow."""
+    """An idle worker has its node's connections alone; a pool process makes its own for its first workflow."""
     site.workers.start(concurrency=2)
-    wait_until(lambda: connections(site) == 2, message="only the node is connected: its duties and its heartbeat")
+    wait_until(lambda: connections(site) == 3, message="only the node is connected: its duties, heartbeat and ears")
     site.gates.close("a-0", "b-0")
     handles = [site.shop.order.delay("a"), site.shop.order.delay("b")]
     site.reaches("work", "a", 0)
     site.reaches("work", "b", 0)
-    wait_until(lambda: connections(site) == 4, message="each process has one connection")
+    wait_until(lambda: connections(site) == 5, message="each process has one connection")
     site.gates.open("a-0", "b-0")
     assert [site.finished(handle.id).result for handle in handles] == [[0, 10, 20]] * 2
     assert len({entry.pid for entry in site.ledger.lines()}) == 2

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from celery import chain, group, signature
-from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+from celery.exceptions import CDeprecationWarning, Ignore, Retry, SoftTimeLimitExceeded
 
 import celery_durable as durable
 from celery_durable.engine.context import current_attempt, running
@@ -340,8 +340,10 @@ def queues(shop: Inprocess) -> Iterator[Callable[..., list[str]]]:
             warnings.simplefilter("always")
             shop.run("w1")
         assert status(shop).state == "SUCCESS"
-        assert all(warning.filename == __file__ for warning in caught)
-        return [str(warning.message) for warning in caught]
+        # Celery has its own to say of tasks with a queue.
+        ours = [warning for warning in caught if not issubclass(warning.category, CDeprecationWarning)]
+        assert {warning.filename for warning in ours} <= {__file__}
+        return [str(warning.message) for warning in ours]
 
     yield run
     durable.gather.__globals__["_warned"].clear()
