@@ -818,7 +818,7 @@ def test_a_run_that_is_over_starts_no_further_step(
     if end == "drain":
         release(shop, attempt)
         assert isinstance(shop.run("w1", shop.new_node()), Retry), "the step that backs off is all that is left"
-        assert calls[1:] == ["after first", "after second"]
+        assert sorted(calls[1:]) == ["after first", "after second"]
 
 
 def test_a_hand_over_is_told_to_celery(shop: Inprocess) -> None:
