@@ -15,8 +15,6 @@ from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
 from tests.integration.attempts import DUE, LATE, begin, crash, order, status, steps
 
-pytestmark = pytest.mark.oldest
-
 WAKE = "UPDATE celery_durable.workflow SET wake_at = clock_timestamp() WHERE state = 'SUSPENDED'"
 LATE_ONE = f"{LATE} WHERE id = %s"
 

@@ -30,8 +30,6 @@ from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.proxy import PostgresProxy
 from tests.integration.attempts import DUE, begin, clear, crash, order, status, steps
 
-pytestmark = pytest.mark.oldest
-
 WAKE = "UPDATE celery_durable.workflow SET wake_at = clock_timestamp()"
 EVENT = "INSERT INTO celery_durable.event (workflow, key, value, at) VALUES ('source', 'key', '5', clock_timestamp())"
 TEN_KB = "".join(random.Random(5).choices(string.ascii_letters, k=10_240))

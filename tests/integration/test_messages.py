@@ -34,8 +34,6 @@ from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.proxy import PostgresProxy
 from tests.integration.attempts import DUE, begin, clear, crash, order, status, steps
 
-pytestmark = pytest.mark.oldest
-
 WAKE = "UPDATE celery_durable.workflow SET wake_at = clock_timestamp()"
 UNTOLD = """
     INSERT INTO celery_durable.message (workflow, topic, idempotency_key, body, told)

@@ -16,8 +16,6 @@ from tests.fixtures.fix_postgres import Sql, _new_database
 from tests.fixtures.inprocess import Inprocess
 from tests.integration.attempts import begin, clear, crash, order, status, steps
 
-pytestmark = pytest.mark.oldest
-
 
 @pytest.fixture(scope="module")
 def database_url(postgres_server: str, template_database: str) -> Iterator[str]:

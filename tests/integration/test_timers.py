@@ -24,8 +24,6 @@ from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.proxy import PostgresProxy
 from tests.integration.attempts import DUE, begin, clear, crash, order, release, status, steps
 
-pytestmark = pytest.mark.oldest
-
 WAKE = "UPDATE celery_durable.workflow SET wake_at = clock_timestamp()"
 ENDS = "SELECT wake_at FROM celery_durable.checkpoint WHERE key = 'durable.sleep'"
 IS_OVER = "SELECT clock_timestamp() >= wake_at FROM celery_durable.checkpoint WHERE key = 'durable.sleep'"

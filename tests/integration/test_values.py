@@ -17,8 +17,6 @@ from tests.fixtures.fix_postgres import Sql, _new_database
 from tests.fixtures.inprocess import Inprocess
 from tests.integration.attempts import begin, clear, crash, order, steps
 
-pytestmark = pytest.mark.oldest
-
 VALUES = [durable.now, durable.uuid4, durable.random]
 each_value = pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
 
