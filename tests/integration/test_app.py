@@ -101,7 +101,7 @@ def test_other_settings_at_a_second_call_are_an_error() -> None:
             durable.install(app, **settings)
 
 
-@pytest.mark.parametrize("thing", [None, "shop", object()], ids=repr)
+@pytest.mark.parametrize("thing", [None, "shop", object()])
 def test_only_an_app_can_be_installed_on(thing: Any) -> None:
     """A common slip is the settings' dictionary."""
     with pytest.raises(ConfigurationError, match="takes the Celery app first"):

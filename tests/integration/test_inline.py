@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from celery import Task
-from celery.app.trace import _install_stack_protection
 from celery.exceptions import Ignore, Reject, Retry
 
 import celery_durable as durable
@@ -70,7 +69,6 @@ def sql(servers: tuple[str, str]) -> Iterator[Sql]:
 def shop(servers: tuple[str, str], sql: Sql) -> Iterator[Inprocess]:
     """An app as a worker has it: its tasks are made at once, and Celery's tracer has prepared them."""
     sql.execute(TRUNCATE)
-    _install_stack_protection()
     with closing(Inprocess(*servers, suspend_after=2)) as shop:
         shop.app.finalize()
         yield shop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import subprocess
 import sys
 import typing
@@ -197,7 +198,8 @@ OrderLike = NewType("OrderLike", Order)
 
 
 def brief(value: Any) -> str:
-    return str(value)[:30]
+    """The beginning of its text, without an address: a test has the same name in every process."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))[:30]
 
 
 def returning(hint: Any) -> Callable[[], Any]:
