@@ -10,8 +10,9 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m example_project.demo
 
+# Tests wait more than they compute: several processes, a module in one of them.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadscope
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

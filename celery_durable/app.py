@@ -52,5 +52,5 @@ def _check(settings: dict[str, Any]) -> None:
     # Whether lease and heartbeat_interval fit is known when both are: one of them may be in app.conf.
     whole = {"lease", "heartbeat_interval"} <= settings.keys()
     (Config.from_settings if whole else Config.of_values)(settings)
-    if "database_url" in settings:
+    if "database_url" in settings and settings.get("database") is None:
         check_url(settings["database_url"])

@@ -15,6 +15,7 @@ from .engine.context import Attempt, current_attempt, current_step, only_bodies_
 from .engine.limits import soft_limit
 from .engine.step import Body, StepSpec, call_step
 from .exceptions import NotInWorkflow
+from .outbox import runner
 
 T = TypeVar("T")
 
@@ -84,8 +85,9 @@ def caller_of(name: str) -> Attempt | None:
 
 
 async def off_the_loop(blocking: Callable[[], T]) -> T:
-    """Await something that blocks, in a thread."""
-    return await asyncio.to_thread(blocking)
+    """Await something that blocks: in a thread, or on the asynchronous connection of an outbox."""
+    run = runner()
+    return await (asyncio.to_thread(blocking) if run is None else run(blocking))
 
 
 async def _in_plain_step(name: str, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -16,23 +16,29 @@ def durable() -> None:
 @durable.command(cls=CeleryCommand)
 @click.option("--check", is_flag=True, help="Exit with status 1 if a migration is missing; change nothing.")
 @click.option("--sql", "show_sql", is_flag=True, help="Print the missing migrations as SQL; change nothing.")
+@click.option("--markers", is_flag=True, help="Print the SQL of the table that atomic steps need in other databases.")
 @click.pass_context
 @handle_preload_options
-def migrate(ctx: click.Context, check: bool, show_sql: bool) -> None:
+def migrate(ctx: click.Context, check: bool, show_sql: bool, markers: bool) -> None:
     """Bring the database schema up to date."""
+    from .store import markers as marking
     from .store import migrate as migrations
 
-    config = _installation(ctx).config
+    installation = _installation(ctx)
     with _errors_in_one_line():
-        missing = migrations.missing_in(config.database_url, config.schema)
+        url, schema = installation.url(), installation.config.schema
+        if markers:
+            click.echo(marking.script(schema))
+            return
+        missing = migrations.missing_in(url, schema)
         if show_sql:
             for number in missing:
-                click.echo(migrations.script(config.schema, number))
+                click.echo(migrations.script(schema, number))
         elif check:
             click.echo(f"missing: {missing}" if missing else "up to date")
             ctx.exit(1 if missing else 0)
         else:
-            applied = migrations.migrate(config.database_url, config.schema)
+            applied = migrations.migrate(url, schema)
             click.echo(f"applied: {applied}" if applied else "up to date")
 
 

@@ -20,6 +20,8 @@ class Config:
 
     #: Where the workflows live. Celery hides settings with DATABASE in their name from its reports.
     database_url: str = field(default="", repr=False)
+    #: In a Django project the alias of that database, in place of its URL.
+    database: str | None = None
     schema: str = "celery_durable"
     #: Bring the schema up to date on first use; False leaves it to ``celery durable migrate``.
     auto_migrate: bool = True
@@ -61,6 +63,7 @@ class Config:
         given = {name: value for name, value in settings.items() if value is not None}
         config = cls(**{name: _converted(name, value) for name, value in given.items()})
         config._check_choices()
+        config._check_database()
         return config
 
     def _check_lease(self) -> None:
@@ -69,6 +72,12 @@ class Config:
                 f"durable_lease ({self.lease:g} s) must be at least three times "
                 f"durable_heartbeat_interval ({self.heartbeat_interval:g} s), "
                 "else a single late heartbeat looks like a dead worker."
+            )
+
+    def _check_database(self) -> None:
+        if self.database is not None and self.database_url:
+            raise ConfigurationError(
+                "durable_database names a Django alias and durable_database_url a database: set one of them."
             )
 
     def _check_choices(self) -> None:

@@ -82,14 +82,29 @@ class Current:
 
     @property
     def connection(self) -> Any:
-        """The psycopg connection of a step with ``atomic=True``, in the transaction that its checkpoint will be in.
+        """The connection of an ``atomic`` step, in the transaction that its checkpoint will be in.
 
-        It can't be committed by the step. Raises NotInWorkflow in any other step, and outside one.
+        With ``atomic=True`` it is psycopg's, with an alias Django's, with an engine or a sessionmaker SQLAlchemy's. It
+        can't be committed by the step. Raises NotInWorkflow in any other step, and outside one.
         """
         step = current_step()
         if step is None or step.connection is None:
-            raise NotInWorkflow("durable.current.connection is only there in a step with atomic=True.")
+            raise NotInWorkflow("durable.current.connection is only there in a step with atomic=….")
         return step.connection
+
+    @property
+    def session(self) -> Any:
+        """The Session of a step that is ``atomic`` in an engine or a sessionmaker of SQLAlchemy's.
+
+        It is flushed when the body has returned, and ends with the step: what is left of it is detached then. Raises
+        NotInWorkflow in any other step, and outside one.
+        """
+        step = current_step()
+        if step is None or step.session is None:
+            raise NotInWorkflow(
+                "durable.current.session is only there in a step with atomic=engine or atomic=sessionmaker."
+            )
+        return step.session
 
     @property
     def idempotency_key(self) -> str:

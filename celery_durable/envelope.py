@@ -21,6 +21,7 @@ from kombu.utils.json import loads as json_loads
 from . import broker
 from .broker import PATIENCE, SHORT_TRY
 from .exceptions import ConfigurationError, SerializationError
+from .shapes import advice_on
 from .store.rows import StoredMessage
 from .text import printable
 
@@ -260,7 +261,7 @@ def _encoded(body: Any, serializer: str, task_name: str) -> tuple[str, str, byte
     except Exception as error:
         raise SerializationError(
             f"The arguments of the task {task_name} can't be serialized as {serializer} ({error}): "
-            "pass plain data, such as a key instead of an object. Nothing was enqueued."
+            f"pass plain data, such as a key instead of an object.{advice_on(body)} Nothing was enqueued."
         ) from error
     return content_type, content_encoding, data.encode() if isinstance(data, str) else data
 

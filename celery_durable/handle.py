@@ -17,7 +17,7 @@ from celery.result import AsyncResult
 
 from . import states
 from .cancellation import cancel_all
-from .client import outcome_of, row_of
+from .client import CALLER_PATIENCE, outcome_of, row_of
 from .config import timeout_of
 from .engine.context import Attempt, current_attempt, current_step, in_plain_function
 from .engine.loop import ON_LOOP
@@ -126,9 +126,21 @@ class WorkflowHandle(Result[R]):
             )
         forbid_in_outbox("wait for a workflow")
         attempt = current_attempt()
-        if attempt is not None:
+        if attempt is None:
+            self._check_committed(find(self.app))
+        else:
             attempt.check_caller()
         return attempt
+
+    def _check_committed(self, installation: Installation) -> None:
+        """Raise NotAllowedInStep if the transaction around this call has started it: that would wait for ever."""
+        if installation.surrounding() is None:
+            return
+        if self.id not in installation.store.workflows.names_of([self.id], patience=CALLER_PATIENCE):
+            raise NotAllowedInStep(
+                f"The workflow {self.id} doesn't start before the transaction around this call is committed: wait "
+                "for it afterwards."
+            )
 
     def _ends(self, attempt: Attempt, timeout: float | None) -> Ends:
         target = self.target_in(attempt)

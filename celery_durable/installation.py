@@ -20,7 +20,7 @@ from .monitoring import LogObserver
 from .recovery import Recovery, Send
 from .serialization import Codec
 from .step_events import StepEvents
-from .store import Listener, Store
+from .store import Host, Listener, Store
 
 _ATTRIBUTE = "_celery_durable"
 _KEY = re.compile(r"durable_(\w+)", re.IGNORECASE)
@@ -52,6 +52,27 @@ class Installation:
         installed = {name: value for name, value in self.settings.items() if value is not None}
         return Config.from_settings({**given, **installed})
 
+    def url(self) -> str:
+        """Return where the database is now; raise ConfigurationError.
+
+        Of a Django alias that may change: its tests make a database of their own.
+        """
+        config = self.config
+        if config.database is None:
+            return config.database_url
+        from .contrib.django.databases import url_of
+
+        return url_of(config.database)
+
+    def surrounding(self) -> Host | None:
+        """Return the transaction on our database that the calling code has open by means of its framework."""
+        alias = self.config.database
+        if alias is None:
+            return None
+        from .contrib.django.transactions import open_on
+
+        return open_on(alias)
+
     @cached_property
     def codec(self) -> Codec:
         """How values are stored."""
@@ -75,6 +96,7 @@ class Installation:
             lease=config.lease,
             suspend_after=config.suspend_after,
             republish_after=config.republish_after,
+            retention=config.retention,
             nondeterminism=config.nondeterminism,
         )
 
@@ -85,7 +107,7 @@ class Installation:
     def listener(self) -> Listener:
         """Return what hears of commits in outboxes, with a connection of its own."""
         config = self.config
-        return Listener.of(config.database_url, config.schema, lease=config.lease)
+        return Listener.of(self.url, config.schema, lease=config.lease)
 
     def recovery(self, send: Send, *, store: Store | None = None, patience: float) -> Recovery:
         """Return the duties of the recovery, which send with ``send``."""
@@ -101,7 +123,7 @@ class Installation:
     def _store(self, make: Callable[..., Store]) -> Store:
         config = self.config
         return make(
-            config.database_url,
+            self.url,
             config.schema,
             auto_migrate=config.auto_migrate,
             lease=config.lease,
@@ -148,7 +170,7 @@ def find(app: Celery | None = None) -> Installation:
     attempt = current_attempt()
     if attempt is not None:
         # Asked of the dictionary, so that no other app's engine is built for it.
-        return next(found for found in _installations() if vars(found).get("engine") is attempt.engine)
+        return next(found for found in installations() if vars(found).get("engine") is attempt.engine)
     task = _state.get_current_task()
     for candidate in (task.app if task is not None else None, _state._get_current_app()):
         if candidate is not None and (found := registered(candidate)) is not None:
@@ -162,7 +184,8 @@ def find(app: Celery | None = None) -> Installation:
     raise NotInstalled(f"celery_durable is installed on several apps ({names}): say which one with app=….")
 
 
-def _installations() -> Iterator[Installation]:
+def installations() -> Iterator[Installation]:
+    """Return what is installed in this process."""
     return (found for app in list(_apps) if (found := registered(app)) is not None)
 
 

@@ -17,10 +17,12 @@ from celery import Task
 from celery.canvas import Signature
 
 from .config import seconds
+from .contrib.django.transactions import Alias
 from .engine.retry import DEFAULT_RETRIES, RetryPolicy
 from .engine.step import StepSpec
 from .exceptions import ConfigurationError
 from .shapes import shape_of
+from .store import Place
 from .text import printable
 
 MAX_NAME = 255
@@ -88,7 +90,7 @@ def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any
         soft_time_limit=_limit(options, "soft_time_limit"),
         time_limit=_limit(options, "time_limit"),
         cancellable=_flag(options, "cancellable"),
-        atomic=_flag(options, "atomic"),
+        atomic=_atomic(options.get("atomic", False)),
         is_async=is_async(function),
         serializer=_name(options, "serializer"),
         compression=_name(options, "compression"),
@@ -226,6 +228,22 @@ def _flag(options: Mapping[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} must be True or False, not {value!r}.")
     return value
+
+
+def _atomic(value: Any) -> bool | Place:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value:
+        return Alias(value)
+    if "sqlalchemy" in sys.modules:
+        from .contrib.sqlalchemy import place_of
+
+        if (place := place_of(value)) is not None:
+            return place
+    raise ConfigurationError(
+        "atomic must be True (the database of the workflows), an alias of Django's DATABASES, or an Engine or "
+        f"sessionmaker of SQLAlchemy's, not {value!r:.100}."
+    )
 
 
 def check_name(name: str) -> None:

@@ -24,7 +24,7 @@ from kombu.utils.json import dumps as json_dumps
 
 from .errors import decode_error, encode_error
 from .exceptions import ConfigurationError, PayloadTooLarge, SerializationError
-from .shapes import MODES, Mode, Shape, fields_of
+from .shapes import MODES, Mode, Shape, advice_on, fields_of
 from .text import summary
 
 JSON = "application/json"
@@ -121,7 +121,7 @@ class Codec:
             hinted = "" if unfit is None else f"; by its type hint: {summary(unfit)}"
             raise SerializationError(
                 f"{what} can't be serialized as {self.serializer} ({summary(error)}{hinted}): return plain data, "
-                "or choose another serializer."
+                f"or choose another serializer.{advice_on(value)}"
             ) from error
         return self._stored(raw, content_type, what)
 

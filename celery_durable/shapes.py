@@ -25,6 +25,8 @@ Mode = Literal["json", "python"]
 #: How a value is made plain, the best first. As JSON all of it is plain for whoever lists it, but bytes and unions such
 #: as ``str | datetime`` may only come back if what kombu knows is left to kombu.
 MODES: tuple[Mode, ...] = ("json", "python")
+#: Values within a value that are looked at for advice.
+_MOST_LOOKED_AT = 1_000
 _KNOWN_TO_KOMBU = {type(None), bool, int, float, str, bytes, datetime, date, time, Decimal, UUID}
 
 
@@ -202,3 +204,22 @@ def _are_alike(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_are_alike, one, other))
     return bool(one == other or (one != one and other != other))
+
+
+def advice_on(value: Any) -> str:
+    """Return what to do with a value that can't be serialized because a row of a database is in it; else nothing."""
+    pending, seen = [value], 0
+    while pending and seen < _MOST_LOOKED_AT:
+        value, seen = pending.pop(), seen + 1
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            pending += value
+        elif _is_row(type(value)):
+            return f" Of {type(value).__qualname__} pass its key, and read it where it is needed."
+    return ""
+
+
+def _is_row(cls: type) -> bool:
+    """Tell whether this is a model of Django's or SQLAlchemy's, by what both give to every one."""
+    return (hasattr(cls, "_meta") and hasattr(cls, "pk")) or hasattr(cls, "_sa_class_manager")

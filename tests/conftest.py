@@ -4,6 +4,7 @@ pytest_plugins = [
     "tests.fixtures.fix_broker",
     "tests.fixtures.fix_ledger",
     "tests.fixtures.fix_postgres",
+    "tests.fixtures.fix_django",
     "tests.fixtures.fix_proxy",
     "tests.fixtures.fix_reports",
     "tests.fixtures.fix_rig",

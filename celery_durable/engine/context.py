@@ -56,6 +56,7 @@ class Engine:
     lease: float
     suspend_after: float
     republish_after: float
+    retention: float
     nondeterminism: str
 
 
@@ -72,8 +73,9 @@ class RunningStep:
     attempt: int = 1
     #: When the try times out, on the monotonic clock.
     deadline: float | None = None
-    #: The connection of an atomic step, in its transaction.
+    #: The connection of an atomic step, in its transaction, and the session of an object-relational mapper on it.
     connection: Any = None
+    session: Any = None
     #: What the caller of the step is handling, which is no error of the step.
     outside: BaseException | None = None
 
@@ -204,6 +206,8 @@ class Attempt:
     successor_delay: float = 0.0
     #: When the statement was sent that last found the run well.
     last_look: float = 0.0
+    #: When the workflow was made, as text, once a look has told it.
+    born: str = ""
     #: The database's time at boot time zero: times of errors come from the one clock that all workers share.
     epoch: datetime | None = None
     thread: int = field(default_factory=threading.get_ident)
@@ -315,7 +319,10 @@ class Attempt:
     def standing(self, patience: float) -> Standing | None:
         """Read how the run stands; None: it isn't ours any more."""
         look = self.engine.store.workflows.look(self.fence, patience=patience)
-        return None if look is None or not look.mine else Standing(look.state, look.draining, look.late)
+        if look is None or not look.mine:
+            return None
+        self.born = look.born
+        return Standing(look.state, look.draining, look.late)
 
     def is_over(self) -> bool:
         """Tell whether the workflow was cancelled, ran out of time or was taken over.

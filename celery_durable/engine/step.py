@@ -24,7 +24,7 @@ from ..exceptions import (
 )
 from ..serialization import Codec, Payload, fingerprint
 from ..shapes import Shape
-from ..store import StepRecord
+from ..store import Place, StepRecord
 from ..store.rows import Checkpoint, Standing
 from ..text import call_repr
 from .atomic import call_atomically
@@ -57,8 +57,8 @@ class StepSpec:
     time_limit: float | None = None
     #: Cancellation interrupts the body.
     cancellable: bool = False
-    #: Body and checkpoint are one transaction in our database.
-    atomic: bool = False
+    #: Body and checkpoint are one transaction: in our database, or in one that the app reaches in its own way.
+    atomic: bool | Place = False
     #: The body is an ``async def``.
     is_async: bool = False
     serializer: str | None = None

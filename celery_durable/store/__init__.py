@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .awaits import Awaits
 from .checkpoints import Checkpoints, StepRecord
 from .events import Events
-from .guest import Guest, Listener
+from .host import IDENTITY, Host, HostTransaction, Place, PsycopgHost, identity
+from .markers import Markers
 from .messages import Letter, Messages
 from .migrate import checker
 from .nodes import NodeFacts, Nodes
-from .pool import Connections, Database, lent, pooled, single, where
+from .outgoing import Listener, Outgoing
+from .pool import Connections, Database, Url, lent, pooled, single, where
 from .transaction import Conflict
 from .workflows import Birth, Fork, Workflows
 
-__all__ = ["Birth", "Conflict", "Fork", "Guest", "Letter", "Listener", "NodeFacts", "StepRecord", "Store", "check_url"]
+__all__ = [
+    "Birth",
+    "Conflict",
+    "Fork",
+    "Host",
+    "HostTransaction",
+    "Letter",
+    "Listener",
+    "NodeFacts",
+    "Outgoing",
+    "Place",
+    "PsycopgHost",
+    "StepRecord",
+    "Store",
+    "Url",
+    "check_url",
+]
 
 
 class Store:
@@ -22,14 +42,18 @@ class Store:
     def __init__(
         self,
         connections: Connections,
-        url: str,
+        url: Url,
         schema: str,
         *,
         auto_migrate: bool,
         lent: Connections | None = None,
     ) -> None:
-        database = Database(connections, where(url), checker(schema, auto_migrate=auto_migrate), lent)
+        database = Database(connections, url, checker(schema, auto_migrate=auto_migrate), lent)
         self._database = database
+        self._schema = schema
+        self._auto_migrate = auto_migrate
+        self._homes: dict[Place, bool] = {}
+        self._markers: dict[Place, Markers] = {}
         self.workflows = Workflows(database, schema)
         self.checkpoints = Checkpoints(database, schema)
         self.nodes = Nodes(database, schema)
@@ -38,17 +62,33 @@ class Store:
         self.awaits = Awaits(database, schema)
 
     @classmethod
-    def shared(cls, url: str, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:
+    def shared(cls, url: Url, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:
         """Return the store for tasks and callers: a lazy pool in each process, and another one for their own use."""
-        where(url)
+        where(url())
         connections, apart = (make(url, lease=lease, pgbouncer=pgbouncer) for make in (pooled, lent))
         return cls(connections, url, schema, auto_migrate=auto_migrate, lent=apart)
 
     @classmethod
-    def of_one_thread(cls, url: str, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:
+    def of_one_thread(cls, url: Url, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:
         """Return a store with a single connection, for a thread that must not wait for others."""
-        where(url)
+        where(url())
         return cls(single(url, lease=lease, pgbouncer=pgbouncer), url, schema, auto_migrate=auto_migrate)
+
+    def is_home(self, place: Place, *, patience: float) -> bool:
+        """Tell whether a place of the app's own is our database; ``patience`` is for ours."""
+        if place not in self._homes:
+            before, there, after = self._identity(patience), identity(place, patience=0), self._identity(patience)
+            if before != after:  # ours was restarted meanwhile
+                return self.is_home(place, patience=patience)
+            self._homes[place] = there == after
+        return self._homes[place]
+
+    def markers_at(self, place: Place) -> Markers:
+        """Return the markers in a database of the app's own."""
+        return self._markers.setdefault(place, Markers(place, self._schema, auto_migrate=self._auto_migrate))
+
+    def _identity(self, patience: float) -> tuple[Any, ...]:
+        return self._database.run(IDENTITY, {}, patience=patience)[0]
 
     def close(self) -> None:
         """Close all connections of this process."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from psycopg import errors
 
 from ..serialization import Payload
+from .host import Hosted, Place, hosted
 from .pool import Database
 from .queries import Queries
 from .rows import Checkpoint, Fence, Standing, StepRow
-from .transaction import Connection, Transaction
+from .transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,17 @@ class Checkpoints:
         return _standing(self._database.run(self._sql["save_try"], params, patience=patience), record)
 
     @contextmanager
-    def transaction(self, idle_timeout: float, *, patience: float) -> Iterator[StepTransaction]:
+    def transaction(
+        self, idle_timeout: float, *, patience: float, place: Place | None = None
+    ) -> Iterator[StepTransaction]:
         """Begin a transaction that a step's own statements and its checkpoint share, and commit it at the end.
 
-        Raises Conflict if another transaction is in the way, DatabaseUnavailable if it isn't known whether it was
-        committed, StepError if the step has left it in a state in which it can't be, and errors of Postgres.
+        ``place``: a way of the app's own into our database. Raises Conflict if another transaction is in the way,
+        DatabaseUnavailable if it isn't known whether it was committed, StepError if the step has left it in a state
+        in which it can't be, and errors of Postgres.
         """
-        with self._database.transaction(patience=patience) as transaction:
+        begin = self._database.transaction if place is None else partial(hosted, place)
+        with begin(patience=patience) as transaction:
             yield StepTransaction(transaction, self._sql, idle_timeout)
 
     def of_workflow(self, workflow_id: str, *, patience: float) -> list[StepRow]:
@@ -108,15 +114,20 @@ class Checkpoints:
 class StepTransaction:
     """The transaction of an atomic step."""
 
-    def __init__(self, transaction: Transaction, sql: Queries, idle_timeout: float) -> None:
+    def __init__(self, transaction: Transaction | Hosted, sql: Queries, idle_timeout: float) -> None:
         self._transaction = transaction
         self._sql = sql
         self._idle_timeout = idle_timeout
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> Any:
         """The connection for the step's own statements."""
         return self._transaction.connection
+
+    @property
+    def session(self) -> Any:
+        """The session of an object-relational mapper on that connection."""
+        return self._transaction.session
 
     def save(self, fence: Fence, record: StepRecord) -> Standing | None:
         """Write the outcome under the fence, as ``save_slow``; from here the transaction may hang no longer.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..serialization import Payload
 from .checkpoints import StepRecord
-from .guest import Guest
+from .outgoing import Outgoing
 from .pool import Database
 from .queries import Queries
 from .rows import Checkpoint, Fence, Found, Standing, StoredMessage
@@ -58,9 +58,9 @@ class Messages:
         rows = self._run("send_as_step", patience, **of_record(fence, record), **_of_letter(letter))
         return Posted(Standing(*rows[0][:3]), rows[0][3], rows[0][4]) if rows else None
 
-    def put_in(self, guest: Guest, letter: Letter) -> bool:
+    def put_in(self, out: Outgoing, letter: Letter) -> bool:
         """Write a message in a transaction of the caller's own; False if its workflow can't be had."""
-        return bool(guest.run(self._sql["put"], _of_letter(letter)))
+        return bool(out.run(self._sql["put"], _of_letter(letter)))
 
     def tell(
         self, workflow: str | None, republish_after: float, *, limit: int, patience: float

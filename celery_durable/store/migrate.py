@@ -48,6 +48,12 @@ def migrate(url: str, schema: str = "celery_durable") -> list[int]:
         return upgrade(connection, schema)
 
 
+def drop(url: str, schema: str) -> None:
+    """Remove the schema, with all that is in it."""
+    with _connected(url) as connection:
+        connection.execute(_in(schema, "DROP SCHEMA IF EXISTS {schema} CASCADE"))
+
+
 def missing_in(url: str, schema: str) -> list[int]:
     """Return the numbers of the migrations that a database lacks."""
     with _connected(url) as connection:

@@ -41,6 +41,9 @@ T = TypeVar("T")
 
 Statement = tuple[Query, Mapping[str, Any]]
 
+#: Says where the database is now: of a Django alias that isn't known before its tests have made their own.
+Url = Callable[[], str]
+
 
 class Connections(Protocol):
     """A source of autocommit connections."""
@@ -63,15 +66,15 @@ class Database:
     def __init__(
         self,
         connections: Connections,
-        where: str,
+        url: Url,
         check: Callable[[Connection], None],
         lent: Connections | None = None,
     ) -> None:
         self._connections = connections
         self._lent = lent or connections
-        self._where = where
+        self._url = url
         self._check = check
-        self._checked = False
+        self._checked: str | None = None
 
     def run(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
         """Execute and return all rows."""
@@ -112,8 +115,9 @@ class Database:
                 if not _passes(error):
                     raise
                 if time.monotonic() + pause > give_up_at:
-                    raise unavailable(self._where, error) from error
-                logger.warning("Postgres at %s: %s failed (%s), trying again.", self._where, name, brief(error))
+                    raise unavailable(where(self._url()), error) from error
+                place = where(self._url())
+                logger.warning("Postgres at %s: %s failed (%s), trying again.", place, name, brief(error))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -139,7 +143,7 @@ class Database:
         except CONFLICTS as error:
             raise Conflict(error) from error
         except TRANSIENT as error:
-            raise unavailable(self._where, error) from error
+            raise unavailable(where(self._url()), error) from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -155,9 +159,10 @@ class Database:
         return transaction
 
     def _check_once(self, connection: Connection) -> None:
-        if not self._checked:
+        url = self._url()
+        if self._checked != url:
             self._check(connection)
-            self._checked = True
+            self._checked = url
 
     def _once(self, query: Query, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
         with self._connections.lease() as connection:
@@ -173,9 +178,11 @@ class PerProcess:
     which keep the reason of a failure from the caller; a stack of idle connections needs neither.
     """
 
-    def __init__(self, connect: Callable[[], Connection], max_size: int) -> None:
+    def __init__(self, url: Url, connect: Callable[[], Connection], max_size: int) -> None:
+        self._url = url
         self._connect = connect
         self._max_size = max_size
+        self._connected_to: str | None = None
         self._forget()
         _processes.add(self)
 
@@ -198,6 +205,10 @@ class PerProcess:
             self._idle.pop().close()
 
     def _take(self) -> Connection:
+        url = self._url()
+        if url != self._connected_to:
+            self.close()
+            self._connected_to = url
         try:
             return self._idle.pop()
         except IndexError:
@@ -222,8 +233,8 @@ class Lent(PerProcess):
     They are apart from those of our own statements, so that code that waits for one of those always gets it.
     """
 
-    def __init__(self, connect: Callable[[], Connection], max_size: int, *, discard: bool) -> None:
-        super().__init__(connect, max_size)
+    def __init__(self, url: Url, connect: Callable[[], Connection], max_size: int, *, discard: bool) -> None:
+        super().__init__(url, connect, max_size)
         self._discard = discard
 
     def _take(self) -> Connection:
@@ -279,29 +290,28 @@ class Single:
         self._connection = None
 
 
-def pooled(url: str, *, lease: float, pgbouncer: bool, max_size: int = 32) -> PerProcess:
+def pooled(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> PerProcess:
     """Return the connections of tasks and callers; at most ``max_size`` a process."""
-    return PerProcess(_connector(url, lease=lease, pgbouncer=pgbouncer), max_size)
+    return PerProcess(url, _connector(url, lease=lease, pgbouncer=pgbouncer), max_size)
 
 
-def lent(url: str, *, lease: float, pgbouncer: bool, max_size: int = 32) -> Lent:
+def lent(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> Lent:
     """Return the connections of steps' own statements; at most ``max_size`` a process.
 
     Behind pgbouncer a session isn't ours to tidy up: what a step sets there it must set with SET LOCAL.
     """
-    return Lent(_connector(url, lease=lease, pgbouncer=pgbouncer), max_size, discard=not pgbouncer)
+    return Lent(url, _connector(url, lease=lease, pgbouncer=pgbouncer), max_size, discard=not pgbouncer)
 
 
-def single(url: str, *, lease: float, pgbouncer: bool) -> Single:
+def single(url: Url, *, lease: float, pgbouncer: bool) -> Single:
     """Return the connection of the node thread: it must notice within a third of the lease that it is dead."""
     return Single(_connector(url, lease=lease / 3, pgbouncer=pgbouncer))
 
 
-def _connector(url: str, *, lease: float, pgbouncer: bool) -> Callable[[], Connection]:
-    kwargs = _connect_kwargs(url, lease=lease, pgbouncer=pgbouncer)
-
+def _connector(url: Url, *, lease: float, pgbouncer: bool) -> Callable[[], Connection]:
     def connect() -> Connection:
-        connection = psycopg.connect(url, **kwargs)
+        place = url()
+        connection = psycopg.connect(place, **_connect_kwargs(place, lease=lease, pgbouncer=pgbouncer))
         _force_read_committed(connection)
         return connection
 

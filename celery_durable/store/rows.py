@@ -129,6 +129,8 @@ class Look:
     draining: bool
     late: bool
     undelivered: bool
+    #: When the workflow was made, as text: an id may be used again.
+    born: str
 
 
 @dataclass(frozen=True, slots=True)

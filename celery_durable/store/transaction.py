@@ -33,6 +33,9 @@ class Conflict(Exception):
 class Transaction:
     """A transaction on a connection that nobody else has; its user can't commit it."""
 
+    #: Only object-relational mappers have one.
+    session = None
+
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         #: The connection broke, not by its user.

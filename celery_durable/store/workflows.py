@@ -15,7 +15,7 @@ from psycopg import errors
 from ..exceptions import WorkflowConflict
 from ..serialization import Payload
 from .checkpoints import StepRecord
-from .guest import Guest
+from .outgoing import Outgoing, Taken
 from .pool import Database, Statement
 from .queries import Queries
 from .rows import (
@@ -79,22 +79,22 @@ class Workflows:
         (row,) = self._beside_twins("publish", _of_birth(birth), patience)
         return Published(*row)
 
-    def publish_in(self, guest: Guest, birth: Birth) -> tuple[Published, str | None]:
+    def publish_in(self, out: Outgoing, birth: Birth) -> tuple[Published, str | None]:
         """Write a new workflow in a transaction of the caller's own; return the task that has its id, too.
 
         Raises WorkflowConflict if that transaction can't see the unfinished workflow with its deduplication id.
         """
         statement = self._sql["publish"], _of_birth(birth)
         try:
-            (row,) = guest.run(*statement)
-        except errors.UniqueViolation:
+            (row,) = out.run(*statement)
+        except Taken:
             # Another transaction has just been committed; in READ COMMITTED it can be seen now.
-            (row,) = guest.run_or_conflict(*statement)
-        return Published(*row), self.names_in(guest, [birth.id]).get(birth.id)
+            (row,) = out.run_or_conflict(*statement)
+        return Published(*row), self.names_in(out, [birth.id]).get(birth.id)
 
-    def names_in(self, guest: Guest, ids: Collection[str]) -> dict[str, str]:
+    def names_in(self, out: Outgoing, ids: Collection[str]) -> dict[str, str]:
         """Return the tasks that have taken these ids, as a transaction of the caller's own sees it."""
-        return dict(guest.run(self._sql["names_of"], {"ids": list(ids)}))
+        return dict(out.run(self._sql["names_of"], {"ids": list(ids)}))
 
     def publish_many(self, births: Sequence[Birth], *, patience: float) -> dict[str, datetime | None]:
         """Write many new workflows in one statement; return when those that are born were published."""
@@ -132,6 +132,10 @@ class Workflows:
     def names_of(self, ids: Collection[str], *, patience: float) -> dict[str, str]:
         """Return the tasks that have taken these ids, by id."""
         return dict(self._run("names_of", patience, ids=list(ids)))
+
+    def births_of(self, ids: Collection[str]) -> dict[str, str]:
+        """Return when these workflows were made, of those that are there."""
+        return dict(self._run("births_of", 0, ids=list(ids)))
 
     def claim(
         self, workflow_id: str, name: str, token: UUID, node: UUID, *, retries: int, patience: float
@@ -244,9 +248,9 @@ class Workflows:
         """Return these workflows and all that they have started, as far as they haven't ended."""
         return _ids(self._run("family", patience, ids=list(ids)))
 
-    def ask_to_cancel_in(self, guest: Guest, ids: Collection[str], *, children: bool) -> None:
+    def ask_to_cancel_in(self, out: Outgoing, ids: Collection[str], *, children: bool) -> None:
         """Have workflows cancelled once the caller's own transaction is committed."""
-        guest.run(self._sql["ask_to_cancel"], {"ids": list(ids), "children": children})
+        out.run(self._sql["ask_to_cancel"], {"ids": list(ids), "children": children})
 
     def asked_to_cancel(self, *, limit: int, patience: float) -> list[tuple[int, str, bool]]:
         """Return which requests there are, for which workflows, and whether with all that those have started."""

@@ -59,6 +59,10 @@ SELECT id, published_at FROM born
 -- Which tasks have taken these ids.
 SELECT id, name FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[])
 
+-- name: births_of
+-- When these workflows were made, as text.
+SELECT id, created_at::text FROM {schema}.workflow WHERE id = ANY(%(ids)s::text[])
+
 -- name: bear
 -- A workflow starts a child: the child's rows and the parent's checkpoint, all of it or nothing. It is written only if
 -- all is well with the parent and the id isn't taken by another task; the child ends with the parent's deadline.
@@ -154,7 +158,7 @@ SELECT w.name, w.state, w.retries, coalesce(w.token = %(token)s AND w.attempt = 
     EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND n.seen > clock_timestamp() - n.lease) AS beating,
     coalesce((SELECT n.draining FROM {schema}.node n WHERE n.id = %(node)s), false) AS draining,
     coalesce(w.deadline <= clock_timestamp(), false) AS late,
-    coalesce(NOT w.dispatched AND w.node IS NULL, false) AS undelivered
+    coalesce(NOT w.dispatched AND w.node IS NULL, false) AS undelivered, w.created_at::text AS born
 FROM {schema}.workflow w WHERE w.id = %(id)s
 
 -- name: finish

@@ -56,7 +56,7 @@ def describe(sql: Sql, schema: str) -> list[tuple[str, ...]]:
 
 
 def store(url: str, *, auto_migrate: bool, schema: str = "celery_durable") -> Store:
-    return Store.shared(url, schema, auto_migrate=auto_migrate, lease=15, pgbouncer=False)
+    return Store.shared(lambda: url, schema, auto_migrate=auto_migrate, lease=15, pgbouncer=False)
 
 
 def test_an_empty_database_gets_everything_once(empty_database_url: str, empty: Sql) -> None:

@@ -366,7 +366,7 @@ def test_an_async_connection_is_an_error(shop: Inprocess, database_url: str, che
 
     async def use() -> None:
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
-            with durable.outbox(connection), pytest.raises(TypeError, match="AsyncConnection"):
+            with pytest.raises(TypeError, match="AsyncConnection"), durable.outbox(connection):
                 checkout.delay()
 
     asyncio.run(use())
@@ -375,7 +375,7 @@ def test_an_async_connection_is_an_error(shop: Inprocess, database_url: str, che
 @pytest.mark.parametrize("wrong", [None, "postgresql://localhost", object()])
 def test_anything_else_is_an_error(shop: Inprocess, checkout: Any, sql: Sql, wrong: Any) -> None:
     """It says what is wanted; nothing is started."""
-    with durable.outbox(wrong), pytest.raises(TypeError, match=r"psycopg\.Connection"):
+    with pytest.raises(TypeError, match=r"psycopg\.Connection"), durable.outbox(wrong):
         checkout.delay()
     assert rows(sql)["workflow"] == 0
 

@@ -30,12 +30,12 @@ OURS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND 
 
 def shared(url: str, **settings: Any) -> Store:
     defaults = {"auto_migrate": True, "lease": 6.0, "pgbouncer": False}
-    return Store.shared(url, "celery_durable", **{**defaults, **settings})
+    return Store.shared(lambda: url, "celery_durable", **{**defaults, **settings})
 
 
 def of_one_thread(url: str, **settings: Any) -> Store:
     defaults = {"auto_migrate": True, "lease": 6.0, "pgbouncer": False}
-    return Store.of_one_thread(url, "celery_durable", **{**defaults, **settings})
+    return Store.of_one_thread(lambda: url, "celery_durable", **{**defaults, **settings})
 
 
 def ask(store: Store, patience: float = 0) -> object:

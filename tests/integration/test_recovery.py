@@ -48,7 +48,7 @@ class Broker:
 def recovery(rig: Rig, send: Callable[[list[StoredMessage]], Collection[str]] | None = None) -> Recovery:
     engine = Engine(
         store=rig.store, codec=CODEC, observers=Observers(), lease=LEASE, suspend_after=5, republish_after=60,
-        nondeterminism="error",
+        retention=60, nondeterminism="error",
     )  # fmt: skip
     return Recovery(engine, rig.store, send or Broker(), retention=60, patience=0)
 

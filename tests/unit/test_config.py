@@ -17,7 +17,7 @@ from celery_durable.installation import installed_on
 
 URL = "postgresql://user@host/database"
 DURATIONS = ["heartbeat_interval", "lease", "recovery_interval", "suspend_after", "republish_after", "retention"]
-STRINGS = ["database_url", "schema", "recovery_queue", "serializer"]
+STRINGS = ["database_url", "database", "schema", "recovery_queue", "serializer"]
 BOOLEANS = ["auto_migrate", "pgbouncer"]
 COUNTS = ["max_recovery_attempts", "max_payload"]
 CHOICES = ["nondeterminism", "step_events"]

@@ -534,7 +534,11 @@ class Later:
 def test_celery_tasks_have_the_shape_of_their_function() -> None:
     """Bound, lazy, retried automatically."""
     app = Celery("shapes", set_as_current=False)
-    for options in ({}, {"bind": True, "name": "bound to a model"}, {"autoretry_for": (ValueError,), "name": "retried"}):
+    for options in (
+        {},
+        {"bind": True, "name": "bound shape"},
+        {"autoretry_for": (ValueError,), "name": "retried"},
+    ):
         task: Any = app.task(**options)(bound if "bind" in options else hinted)
         shape = shape_of(task)
         assert shape is not None

@@ -1,0 +1,1 @@
+"""At home in other libraries: nothing here is imported unless the app uses them."""

@@ -1,0 +1,62 @@
+"""Which database an alias of Django's means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from psycopg import conninfo, pq
+
+from ...exceptions import ConfigurationError
+
+_OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+
+
+def connection_of(alias: str) -> Any:
+    """Return this thread's connection of an alias; raise ConfigurationError if that can't be a Postgres of ours."""
+    from django.core.exceptions import ImproperlyConfigured
+    from django.db import connections
+    from django.utils.connection import ConnectionDoesNotExist
+
+    try:
+        connection = connections[alias]
+    except ConnectionDoesNotExist as error:
+        known = ", ".join(sorted(connections))
+        raise ConfigurationError(f"There is no alias {alias!r} in Django's DATABASES, only {known}.") from error
+    except ImproperlyConfigured as error:
+        raise ConfigurationError(
+            f"durable_database is {alias!r}, an alias of Django's, but Django isn't set up here ({error})."
+        ) from error
+    if connection.vendor != "postgresql":
+        raise ConfigurationError(
+            f"The database {alias!r} of Django's DATABASES is {connection.display_name}, and workflows live in "
+            "Postgres: name an alias that leads to one, or set durable_database_url."
+        )
+    return connection
+
+
+def url_of(alias: str) -> str:
+    """Return where an alias leads now, as libpq writes it; raise ConfigurationError.
+
+    While tests run, that is the database that they have made.
+    """
+    settings = connection_of(alias).settings_dict
+    return _url(*(str(settings.get(name) or "") for name in _OF_DJANGO), _frozen(settings.get("OPTIONS") or {}))
+
+
+@lru_cache(maxsize=32)
+def _url(*facts: Any) -> str:
+    *known, options = facts
+    given = {name: value for name, value in zip(_OF_DJANGO.values(), known, strict=True) if value}
+    return conninfo.make_conninfo("", **{**dict(options), **given})
+
+
+def _frozen(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return those options that libpq knows; the others are Django's and its driver's."""
+    return tuple(sorted((name, str(value)) for name, value in options.items() if name in _libpq_options()))
+
+
+@lru_cache(maxsize=1)
+def _libpq_options() -> frozenset[str]:
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
