@@ -28,11 +28,11 @@ class Callables:
     body: Body
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the step; an async one gives a coroutine to an async function."""
+        """Call the step; an async one gives a coroutine to an async function, and so does what wraps one."""
         attempt = caller_of(self.spec.name)
         if attempt is None:
             return self._call_plainly(args, kwargs)
-        if self.spec.is_async and attempt.on_loop:
+        if self.spec.wraps_async and attempt.on_loop:
             return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
         return call_step(attempt, self.spec, self.body, args, kwargs, loop.FROM_THREAD)
 
@@ -41,7 +41,7 @@ class Callables:
         attempt = caller_of(self.spec.name)
         if attempt is None:
             plain = functools.partial(self._call_plainly, args, kwargs)
-            return cast("Coroutine[Any, Any, Any]", plain()) if self.spec.is_async else off_the_loop(plain)
+            return cast("Coroutine[Any, Any, Any]", plain()) if self.spec.is_async else _awaited(off_the_loop(plain))
         if not attempt.on_loop:
             raise NotInWorkflow(f"Only an async workflow can await acall(): call the step {self.spec.name} itself.")
         return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
@@ -60,11 +60,12 @@ class Callables:
             return loop.awaited_within(limit, self.run(*args, **kwargs))
         try:
             with limit, outer.until(limit.deadline):
-                return self.run(*args, **kwargs)
+                value = self.run(*args, **kwargs)
         finally:
             # The outer body may catch the error, and nobody else would hear of it.
             if limit.has_interrupted and attempt is not None:
                 attempt.engine.observers.tell("step_interrupted", attempt.id, outer.key)
+        return loop.awaited_within(limit, value) if inspect.iscoroutine(value) else value
 
 
 def caller_of(name: str) -> Attempt | None:
@@ -86,6 +87,12 @@ def caller_of(name: str) -> Attempt | None:
 async def off_the_loop(blocking: Callable[[], T]) -> T:
     """Await something that blocks, in a thread."""
     return await asyncio.to_thread(blocking)
+
+
+async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Await a call that may return a coroutine."""
+    value = await coroutine
+    return await value if inspect.iscoroutine(value) else value
 
 
 async def _in_plain_step(name: str, coroutine: Coroutine[Any, Any, T]) -> T:

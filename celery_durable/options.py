@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import functools
 import inspect
@@ -90,6 +91,7 @@ def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any
         cancellable=_flag(options, "cancellable"),
         atomic=_flag(options, "atomic"),
         is_async=is_async(function),
+        wraps_async=wraps_async(function),
         serializer=_name(options, "serializer"),
         compression=_name(options, "compression"),
         shape=shape_of(function),
@@ -189,24 +191,45 @@ def callers_level() -> int:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Tell whether calling this returns a coroutine."""
-    function = unwrapped(function)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    """Tell whether calling this returns a coroutine, whatever it wraps."""
+    outermost = _outermost(function)
+    return _is_coroutine_function(outermost) or _is_coroutine_function(_called(outermost))
+
+
+def wraps_async(function: Callable[..., Any]) -> bool:
+    """Tell whether this or anything that it wraps is async: then only a call shows whether it returns a coroutine."""
+    return is_async(inspect.unwrap(_outermost(function), stop=is_async))
 
 
 def check_function(function: Callable[..., Any], what: str) -> None:
     """Raise ConfigurationError for a generator, whose values nobody would take."""
-    plain = unwrapped(function)
-    called = plain if inspect.isroutine(plain) else type(plain).__call__
+    called = _called(_outermost(function))
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise ConfigurationError(f"A {what} can't be a generator, as {called.__qualname__} is: return a list.")
 
 
 def unwrapped(function: Any) -> Any:
     """Return the function that a partial or a decorator has wrapped."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.unwrap(function)
+    return inspect.unwrap(_outermost(function))
+
+
+def _outermost(function: Any) -> Any:
+    """Return what is called behind all that only passes a call on: partials and the caches of functools."""
+    while isinstance(function, functools.partial | functools._lru_cache_wrapper):
+        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+    return function
+
+
+def _called(function: Any) -> Any:
+    """Return the function that a call comes to, of an object that is callable its method."""
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    """Tell whether this is an ``async def``, or is marked as one, for which Python 3.12 has another marker."""
+    if sys.version_info >= (3, 12):
+        return inspect.iscoroutinefunction(function)
+    return asyncio.iscoroutinefunction(function)
 
 
 def _limit(options: Mapping[str, Any], name: str) -> float | None:
