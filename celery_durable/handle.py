@@ -76,6 +76,8 @@ class WorkflowHandle(Result[R]):
             return self._got(complete(self._ends(attempt, limit).run(IN_THREAD)), propagate)
         return self._wait(limit, propagate) if self._reads_postgres else self._backends(limit, propagate, kwargs)
 
+    wait = get
+
     def _backends(self, timeout: float | None, propagate: bool, options: dict[str, Any]) -> R:
         """Wait for what the result backend says; why a workflow was cancelled is only known in Postgres."""
         try:
