@@ -49,6 +49,7 @@ _DURATIONS = ("retry_backoff", "retry_backoff_max", "default_retry_delay", "soft
 _CLASSES = ("autoretry_for", "dont_autoretry_for", "throws")
 #: How alike a name must be to an option to be taken for it where any name is allowed.
 _ALIKE = 0.8
+_OF_RETRY = ("args", "kwargs", "exc", "throw", "eta", "countdown", "max_retries")
 _LIBRARIES = {"celery", "kombu", "celery_durable"}
 
 
@@ -74,6 +75,8 @@ def task_options(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Celery itself retries it as it was declared, so its own options count only where ``options`` change them.
     """
     theirs = {name: getattr(task, name) for name in _OF_A_TASK if hasattr(task, name)}
+    if "retry_jitter" in theirs:
+        theirs["retry_jitter"] = bool(theirs["retry_jitter"])
     if options:
         return {**theirs, **options}
     return {name: theirs[name] for name in ("max_retries", "default_retry_delay", "throws") if name in theirs}
@@ -157,10 +160,9 @@ def for_celery(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _CLASSES:
         if isinstance(options.get(name), type | list | set):
             options[name] = _as_tuple(options[name])
-    if isinstance((options.get("retry_kwargs") or {}).get("countdown"), timedelta):
-        options["retry_kwargs"] = {
-            **options["retry_kwargs"], "countdown": options["retry_kwargs"]["countdown"].total_seconds(),
-        }  # fmt: skip
+    retry_kwargs = options.get("retry_kwargs")
+    if isinstance(retry_kwargs, Mapping) and isinstance(retry_kwargs.get("countdown"), timedelta):
+        options["retry_kwargs"] = {**retry_kwargs, "countdown": retry_kwargs["countdown"].total_seconds()}
     return options
 
 
@@ -244,8 +246,8 @@ def _name(options: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _flag(options: Mapping[str, Any], name: str) -> bool:
-    value = options.get(name, False)
+def _flag(options: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
+    value = options.get(name, default)
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} must be True or False, not {value!r}.")
     return value
@@ -309,7 +311,7 @@ def check_bypass(cls: type, ours: type) -> None:
 
 
 def _retry_policy(options: Mapping[str, Any]) -> RetryPolicy:
-    retry_kwargs = dict(options.get("retry_kwargs") or {})
+    retry_kwargs = _retry_kwargs(options.get("retry_kwargs"))
     backoff = _backoff(options.get("retry_backoff"))
     delay = retry_kwargs.get("countdown", options.get("default_retry_delay", 180))
     wants_retries = any(options.get(name) for name in ("autoretry_for", "retry_if", "retry_backoff"))
@@ -321,10 +323,23 @@ def _retry_policy(options: Mapping[str, Any]) -> RetryPolicy:
         retry_backoff=backoff,
         retry_backoff_rate=_rate(options.get("retry_backoff_rate", 2.0)),
         retry_backoff_max=seconds(options.get("retry_backoff_max", 600), "retry_backoff_max"),
-        retry_jitter=bool(options.get("retry_jitter", True)),
+        retry_jitter=_flag(options, "retry_jitter", default=True),
         default_retry_delay=seconds(delay, "default_retry_delay", zero=True),
         asked_retries=_max_retries({**options, **retry_kwargs}, DEFAULT_RETRIES),
     )
+
+
+def _retry_kwargs(value: Any) -> Mapping[str, Any]:
+    """Return what Celery's ``retry`` is called with; it takes any name, for the message, so that a slip is lost on it."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"retry_kwargs must be a mapping, such as {{'max_retries': 5}}, not {value!r:.100}.")
+    for name in value:
+        nearest = difflib.get_close_matches(str(name), _OF_RETRY, n=1, cutoff=_ALIKE)
+        if nearest and name not in _OF_RETRY:
+            raise ConfigurationError(f"There is no {name} in retry_kwargs: did you mean {nearest[0]}?")
+    return value
 
 
 def _max_retries(options: Mapping[str, Any], default: int) -> int | None:
