@@ -330,7 +330,7 @@ def _retry_policy(options: Mapping[str, Any]) -> RetryPolicy:
 
 
 def _retry_kwargs(value: Any) -> Mapping[str, Any]:
-    """Return what Celery's ``retry`` is called with; it takes any name, for the message, so that a slip is lost on it."""
+    """Return what Celery's ``retry`` is called with. It takes any name, for the message: a slip is lost on it."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):

@@ -30,8 +30,8 @@ def watch(app: Celery, kinds: Kinds) -> None:
 
     From then on it raises ConfigurationError where a second one of a name is declared from other code, lets Celery
     read options that are durations or collections as ours may be, warns of messages that a workflow would send again,
-    and refuses those by which a step would start a workflow. What Celery brings in from other apps of the process, whose
-    tasks it shares, is left alone.
+    and refuses those by which a step would start a workflow. What Celery brings in from other apps of the process,
+    whose tasks it shares, is left alone.
     """
     names = Names(kinds)
 
