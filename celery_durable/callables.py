@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from . import inline
 from .engine import loop
-from .engine.context import Attempt, current_attempt, current_step, only_bodies_here, plain_step
+from .engine.context import Attempt, current_attempt, current_plain_step, current_step, only_bodies_here, plain_step
 from .engine.limits import soft_limit
 from .engine.step import Body, StepSpec, call_step
 from .exceptions import NotInWorkflow
@@ -28,10 +28,14 @@ class Callables:
     body: Body
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the step; an async one gives a coroutine to an async function, and so does what wraps one."""
+        """Call the step; an async one gives a coroutine to an async function, and so does what wraps one.
+
+        In a step that isn't async it is run to its end.
+        """
         attempt = caller_of(self.spec.name)
         if attempt is None:
-            return self._call_plainly(args, kwargs)
+            value = self._call_plainly(args, kwargs)
+            return loop.run(value) if inspect.iscoroutine(value) and _is_in_sync_step() else value
         if self.spec.wraps_async and attempt.on_loop:
             return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
         return call_step(attempt, self.spec, self.body, args, kwargs, loop.FROM_THREAD)
@@ -66,6 +70,12 @@ class Callables:
             if limit.has_interrupted and attempt is not None:
                 attempt.engine.observers.tell("step_interrupted", attempt.id, outer.key)
         return loop.awaited_within(limit, value) if inspect.iscoroutine(value) else value
+
+
+def _is_in_sync_step() -> bool:
+    """Tell whether the calling code belongs to a step, and can't await anything."""
+    is_in_step = current_step() is not None or current_plain_step() is not None
+    return is_in_step and asyncio._get_running_loop() is None
 
 
 def caller_of(name: str) -> Attempt | None:

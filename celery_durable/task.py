@@ -376,8 +376,8 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the step: checkpointed in a workflow, else as the plain function that it is.
 
-        An ``async def`` step is awaited; where nothing can await it, in a function that isn't async itself or run
-        by a worker as a task, it is run to its end.
+        An ``async def`` step is awaited; where nothing can await it, in a workflow or a step that isn't async itself
+        or run by a worker as a task, it is run to its end.
         """
         value = self.durable_step.call(args, kwargs)
         if inspect.iscoroutine(value) and self._is_delivered():
