@@ -409,7 +409,10 @@ class _AsyncBody:
         with running_step(step), hard_limit(self._step.hard_limit):
             step.deadline = None if seconds is None else time.monotonic() + seconds
             task = asyncio.Task(self._called(), loop=asyncio.get_running_loop())
-            interruption = await self._interruption(task)
+            try:
+                interruption = await self._interruption(task)
+            finally:
+                self._step.attempt.engine.observers.tell("body_awaited", self._step.attempt.id, step.key)
         if interruption is not None:
             self._step.attempt.engine.observers.tell("step_interrupted", self._step.attempt.id, step.key)
         return self._ended(task, interruption)
