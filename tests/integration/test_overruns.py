@@ -332,12 +332,20 @@ def is_armed() -> bool:
     return bool(_watchdog._deadlines)
 
 
-@pytest.mark.parametrize("atomic", [False, True])
-def test_only_the_body_is_under_the_hard_limit(shop: Inprocess, atomic: bool) -> None:
+@pytest.mark.parametrize("kind", ["sync", "atomic", "async"])
+def test_only_the_body_is_under_the_hard_limit(shop: Inprocess, kind: str) -> None:
     """The statements around it aren't: a commit is never cut off by it."""
     deadlines = Deadlines()
     shop.installation.observers.add(deadlines)
-    step = durable.as_step(lambda: deadlines.armed.update(body=is_armed()), name="s", time_limit=LIMIT, atomic=atomic)
+
+    def body() -> None:
+        deadlines.armed["body"] = is_armed()
+
+    async def abody() -> None:
+        await asyncio.sleep(0)
+        body()
+
+    step: Any = durable.as_step(abody if kind == "async" else body, name="s", time_limit=LIMIT, atomic=kind == "atomic")
     order(shop, step)
     attempt = begin(shop)
     attempt.killable = True

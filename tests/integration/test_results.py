@@ -126,12 +126,15 @@ def test_without_a_hint_a_dataclass_is_told_to_have_one(make: Any) -> None:
     assert type(first) is type(second) is SerializationError
 
 
-def test_a_steps_own_serializer(make: Any, sql: Sql) -> None:
-    """Pickle keeps what JSON can't, where the app accepts it."""
-    shop = make(accept_content=["json", "pickle"])
-    step = durable.as_step(lambda: {1, 2}, name="make", serializer="pickle")
+@pytest.mark.parametrize(
+    ("serializer", "written_as"), [("pickle", "application/x-python-serialize"), ("yaml", "application/x-yaml")]
+)
+def test_a_steps_own_serializer(make: Any, sql: Sql, serializer: str, written_as: str) -> None:
+    """Pickle and YAML keep what JSON can't, where the app accepts them."""
+    shop = make(accept_content=["json", serializer])
+    step = durable.as_step(lambda: {1, 2}, name="make", serializer=serializer)
     assert seen_twice(shop, step) == [{1, 2}, {1, 2}]
-    assert content_type(sql) == "application/x-python-serialize"
+    assert content_type(sql) == written_as
 
 
 @pytest.mark.parametrize("serializer", ["pickle", "yaml"])
