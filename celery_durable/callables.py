@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from . import inline
 from .engine import loop
-from .engine.context import Attempt, current_attempt, current_step, only_bodies_here, plain_step
+from .engine.context import Attempt, current_attempt, current_plain_step, current_step, only_bodies_here, plain_step
 from .engine.limits import soft_limit
 from .engine.step import Body, StepSpec, call_step
 from .exceptions import NotInWorkflow
@@ -29,11 +29,15 @@ class Callables:
     body: Body
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the step; an async one gives a coroutine to an async function."""
+        """Call the step; an async one gives a coroutine to an async function, and so does what wraps one.
+
+        In a step that isn't async it is run to its end.
+        """
         attempt = caller_of(self.spec.name)
         if attempt is None:
-            return self._call_plainly(args, kwargs)
-        if self.spec.is_async and attempt.on_loop:
+            value = self._call_plainly(args, kwargs)
+            return loop.run(value) if inspect.iscoroutine(value) and _is_in_sync_step() else value
+        if self.spec.wraps_async and attempt.on_loop:
             return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
         return call_step(attempt, self.spec, self.body, args, kwargs, loop.FROM_THREAD)
 
@@ -42,7 +46,7 @@ class Callables:
         attempt = caller_of(self.spec.name)
         if attempt is None:
             plain = functools.partial(self._call_plainly, args, kwargs)
-            return cast("Coroutine[Any, Any, Any]", plain()) if self.spec.is_async else off_the_loop(plain)
+            return cast("Coroutine[Any, Any, Any]", plain()) if self.spec.is_async else _awaited(off_the_loop(plain))
         if not attempt.on_loop:
             raise NotInWorkflow(f"Only an async workflow can await acall(): call the step {self.spec.name} itself.")
         return loop.acall_step(attempt, self.spec, self.body, args, kwargs)
@@ -61,11 +65,18 @@ class Callables:
             return loop.awaited_within(limit, self.run(*args, **kwargs))
         try:
             with limit, outer.until(limit.deadline):
-                return self.run(*args, **kwargs)
+                value = self.run(*args, **kwargs)
         finally:
             # The outer body may catch the error, and nobody else would hear of it.
             if limit.has_interrupted and attempt is not None:
                 attempt.engine.observers.tell("step_interrupted", attempt.id, outer.key)
+        return loop.awaited_within(limit, value) if inspect.iscoroutine(value) else value
+
+
+def _is_in_sync_step() -> bool:
+    """Tell whether the calling code belongs to a step, and can't await anything."""
+    is_in_step = current_step() is not None or current_plain_step() is not None
+    return is_in_step and asyncio._get_running_loop() is None
 
 
 def caller_of(name: str) -> Attempt | None:
@@ -88,6 +99,12 @@ async def off_the_loop(blocking: Callable[[], T]) -> T:
     """Await something that blocks: in a thread, or on the asynchronous connection of an outbox."""
     run = runner()
     return await (asyncio.to_thread(blocking) if run is None else run(blocking))
+
+
+async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Await a call that may return a coroutine."""
+    value = await coroutine
+    return await value if inspect.iscoroutine(value) else value
 
 
 async def _in_plain_step(name: str, coroutine: Coroutine[Any, Any, T]) -> T:

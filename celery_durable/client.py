@@ -16,6 +16,7 @@ from .errors import TryError, decode_errors
 from .exceptions import WorkflowNotFound
 from .installation import Installation, find
 from .serialization import Payload
+from .shapes import Shape
 from .store.rows import StepRow, WorkflowRow
 
 #: How long a caller waits for a database that can't be reached, in seconds.
@@ -123,14 +124,26 @@ def outcome_of(installation: Installation, row: WorkflowRow) -> tuple[Any, Excep
     """Return what a finished workflow returned, or the error it ended with."""
     if row.payload is None:
         return None, None
-    return _value(installation, row.ok, row.payload, f"The result of workflow {row.id}")
+    shape = _shape_of(installation, row) if row.payload.is_shaped else None
+    return _value(installation, row.ok, row.payload, f"The result of workflow {row.id}", shape)
 
 
-def _value(installation: Installation, ok: bool | None, payload: Payload, what: str) -> tuple[Any, Exception | None]:
+def _shape_of(installation: Installation, row: WorkflowRow) -> Shape | None:
+    """Return what a workflow's task rebuilds its results to; None where the app doesn't have the task."""
+    task: Any = installation.app.tasks.get(row.name)
+    if not getattr(task, "is_durable_workflow", False):
+        return None
+    shape: Shape | None = task.durable_shape(_arguments(installation, row)[0])
+    return shape
+
+
+def _value(
+    installation: Installation, ok: bool | None, payload: Payload, what: str, shape: Shape | None = None
+) -> tuple[Any, Exception | None]:
     if not ok:
         return None, installation.codec.decode_error(payload)
     try:
-        return installation.codec.decode(payload, what), None
+        return installation.codec.decode(payload, what, shape), None
     except Exception as error:  # noqa: BLE001 - one value that can't be read must not hide the rest
         return None, error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from .engine.observer import Observer
 
@@ -22,9 +23,19 @@ class DjangoConnections(Observer):
         """Close what a step may have left in the middle of a query."""
         _close()
 
+    def body_awaited(self, workflow_id: str, key: str) -> None:
+        """Close what is broken, or older than ``CONN_MAX_AGE``, in the thread in which all async code queries."""
+        asgiref, django_db = sys.modules.get("asgiref.sync"), _django_db()
+        if asgiref is not None and django_db is not None:
+            asgiref.SyncToAsync.single_thread_executor.submit(django_db.close_old_connections)
+
 
 def _close() -> None:
-    django_db, django_conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
-    # A library may import Django where it isn't set up; then there are no connections, and looking for them fails.
-    if django_db is not None and django_conf is not None and django_conf.settings.configured:
+    if (django_db := _django_db()) is not None:
         django_db.connections.close_all()
+
+
+def _django_db() -> Any:
+    """Return Django's module of connections; None where a library has imported it, but it isn't set up."""
+    django_db, django_conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+    return django_db if django_conf is not None and django_conf.settings.configured else None

@@ -86,6 +86,7 @@ class _Message:
             "worker": self.request.hostname or "",
             "watched": is_watched(self.request, self.installation.config),
             "killable": _is_pool_process(),
+            "shape": self.task.durable_shape(self.request.args),
             "show_state": self.show_state,
             "send": self.send,
         }

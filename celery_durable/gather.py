@@ -216,7 +216,7 @@ class _Handle:
     def bind(self, attempt: Attempt) -> _BoundEnd:
         """Settle the key of the wait for it."""
         target = self.handle.target_in(attempt)
-        return _BoundEnd(end_of(attempt, target), target)
+        return _BoundEnd(end_of(attempt, target, self.handle.durable_shape), target)
 
     async def abind(self, attempt: Attempt) -> _BoundEnd:
         """Settle the key of the wait for it."""

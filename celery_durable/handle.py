@@ -27,6 +27,7 @@ from .engine.waiting import IN_THREAD, complete
 from .exceptions import ConfigurationError, NotAllowedInStep, NotInWorkflow
 from .installation import Installation, find
 from .outbox import forbid_in_outbox
+from .shapes import Shape
 from .store.rows import WorkflowRow
 
 _FIRST_LOOK, _LONGEST_PAUSE = 0.02, 1.0
@@ -58,6 +59,8 @@ class WorkflowHandle(Result[R]):
 
     def __init__(self, id: str, app: Celery | None = None, **kwargs: Any) -> None:
         super().__init__(id, app=find(app).app, **kwargs)
+        #: What a workflow that awaits it rebuilds its result to; known where its task is.
+        self.durable_shape: Shape | None = None
 
     def get(self, timeout: float | timedelta | None = None, propagate: bool = True, **kwargs: Any) -> R:
         """Wait for the workflow and return its result, or raise its error.
@@ -75,6 +78,8 @@ class WorkflowHandle(Result[R]):
                 )
             return self._got(complete(self._ends(attempt, limit).run(IN_THREAD)), propagate)
         return self._wait(limit, propagate) if self._reads_postgres else self._backends(limit, propagate, kwargs)
+
+    wait = get
 
     def _backends(self, timeout: float | None, propagate: bool, options: dict[str, Any]) -> R:
         """Wait for what the result backend says; why a workflow was cancelled is only known in Postgres."""
@@ -147,7 +152,7 @@ class WorkflowHandle(Result[R]):
         late = None
         if timeout is not None:
             late = attempt.engine.codec.encode_error(_too_late(target, timeout))
-        return Ends([end_of(attempt, target)], [target], timeout, late)
+        return Ends([end_of(attempt, target, self.durable_shape)], [target], timeout, late)
 
     async def _agot(self, attempt: Attempt, ends: Ends, propagate: bool) -> R:
         return self._got(await attempt.flights.carry(ends.run(ON_LOOP)), propagate)
@@ -198,9 +203,9 @@ class WorkflowHandle(Result[R]):
         }
 
 
-def end_of(attempt: Attempt, target: str) -> Call:
+def end_of(attempt: Attempt, target: str, shape: Shape | None) -> Call:
     """Settle the key of the call that awaits another workflow."""
-    return Call(attempt, StepSpec("durable.get"), (target,), {})
+    return Call(attempt, StepSpec("durable.get", shape=shape), (target,), {})
 
 
 def pauses(timeout: float | None) -> Iterator[float]:

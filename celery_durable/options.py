@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import functools
 import inspect
@@ -50,6 +51,7 @@ _DURATIONS = ("retry_backoff", "retry_backoff_max", "default_retry_delay", "soft
 _CLASSES = ("autoretry_for", "dont_autoretry_for", "throws")
 #: How alike a name must be to an option to be taken for it where any name is allowed.
 _ALIKE = 0.8
+_OF_RETRY = ("args", "kwargs", "exc", "throw", "eta", "countdown", "max_retries")
 _LIBRARIES = {"celery", "kombu", "celery_durable"}
 
 
@@ -75,6 +77,8 @@ def task_options(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Celery itself retries it as it was declared, so its own options count only where ``options`` change them.
     """
     theirs = {name: getattr(task, name) for name in _OF_A_TASK if hasattr(task, name)}
+    if "retry_jitter" in theirs:
+        theirs["retry_jitter"] = bool(theirs["retry_jitter"])
     if options:
         return {**theirs, **options}
     return {name: theirs[name] for name in ("max_retries", "default_retry_delay", "throws") if name in theirs}
@@ -92,6 +96,7 @@ def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any
         cancellable=_flag(options, "cancellable"),
         atomic=_atomic(options.get("atomic", False)),
         is_async=is_async(function),
+        wraps_async=wraps_async(function),
         serializer=_name(options, "serializer"),
         compression=_name(options, "compression"),
         shape=shape_of(function),
@@ -157,10 +162,9 @@ def for_celery(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _CLASSES:
         if isinstance(options.get(name), type | list | set):
             options[name] = _as_tuple(options[name])
-    if isinstance((options.get("retry_kwargs") or {}).get("countdown"), timedelta):
-        options["retry_kwargs"] = {
-            **options["retry_kwargs"], "countdown": options["retry_kwargs"]["countdown"].total_seconds(),
-        }  # fmt: skip
+    retry_kwargs = options.get("retry_kwargs")
+    if isinstance(retry_kwargs, Mapping) and isinstance(retry_kwargs.get("countdown"), timedelta):
+        options["retry_kwargs"] = {**retry_kwargs, "countdown": retry_kwargs["countdown"].total_seconds()}
     return options
 
 
@@ -191,24 +195,45 @@ def callers_level() -> int:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Tell whether calling this returns a coroutine."""
-    function = unwrapped(function)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    """Tell whether calling this returns a coroutine, whatever it wraps."""
+    outermost = _outermost(function)
+    return _is_coroutine_function(outermost) or _is_coroutine_function(_called(outermost))
+
+
+def wraps_async(function: Callable[..., Any]) -> bool:
+    """Tell whether this or anything that it wraps is async: then only a call shows whether it returns a coroutine."""
+    return is_async(inspect.unwrap(_outermost(function), stop=is_async))
 
 
 def check_function(function: Callable[..., Any], what: str) -> None:
     """Raise ConfigurationError for a generator, whose values nobody would take."""
-    plain = unwrapped(function)
-    called = plain if inspect.isroutine(plain) else type(plain).__call__
+    called = _called(_outermost(function))
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise ConfigurationError(f"A {what} can't be a generator, as {called.__qualname__} is: return a list.")
 
 
 def unwrapped(function: Any) -> Any:
     """Return the function that a partial or a decorator has wrapped."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.unwrap(function)
+    return inspect.unwrap(_outermost(function))
+
+
+def _outermost(function: Any) -> Any:
+    """Return what is called behind all that only passes a call on: partials and the caches of functools."""
+    while isinstance(function, functools.partial | functools._lru_cache_wrapper):
+        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+    return function
+
+
+def _called(function: Any) -> Any:
+    """Return the function that a call comes to, of an object that is callable its method."""
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    """Tell whether this is an ``async def``, or is marked as one, for which Python 3.12 has another marker."""
+    if sys.version_info >= (3, 12):
+        return inspect.iscoroutinefunction(function)
+    return asyncio.iscoroutinefunction(function)
 
 
 def _limit(options: Mapping[str, Any], name: str) -> float | None:
@@ -223,8 +248,8 @@ def _name(options: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _flag(options: Mapping[str, Any], name: str) -> bool:
-    value = options.get(name, False)
+def _flag(options: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
+    value = options.get(name, default)
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} must be True or False, not {value!r}.")
     return value
@@ -304,7 +329,7 @@ def check_bypass(cls: type, ours: type) -> None:
 
 
 def _retry_policy(options: Mapping[str, Any]) -> RetryPolicy:
-    retry_kwargs = dict(options.get("retry_kwargs") or {})
+    retry_kwargs = _retry_kwargs(options.get("retry_kwargs"))
     backoff = _backoff(options.get("retry_backoff"))
     delay = retry_kwargs.get("countdown", options.get("default_retry_delay", 180))
     wants_retries = any(options.get(name) for name in ("autoretry_for", "retry_if", "retry_backoff"))
@@ -316,10 +341,23 @@ def _retry_policy(options: Mapping[str, Any]) -> RetryPolicy:
         retry_backoff=backoff,
         retry_backoff_rate=_rate(options.get("retry_backoff_rate", 2.0)),
         retry_backoff_max=seconds(options.get("retry_backoff_max", 600), "retry_backoff_max"),
-        retry_jitter=bool(options.get("retry_jitter", True)),
+        retry_jitter=_flag(options, "retry_jitter", default=True),
         default_retry_delay=seconds(delay, "default_retry_delay", zero=True),
         asked_retries=_max_retries({**options, **retry_kwargs}, DEFAULT_RETRIES),
     )
+
+
+def _retry_kwargs(value: Any) -> Mapping[str, Any]:
+    """Return what Celery's ``retry`` is called with. It takes any name, for the message: a slip is lost on it."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"retry_kwargs must be a mapping, such as {{'max_retries': 5}}, not {value!r:.100}.")
+    for name in value:
+        nearest = difflib.get_close_matches(str(name), _OF_RETRY, n=1, cutoff=_ALIKE)
+        if nearest and name not in _OF_RETRY:
+            raise ConfigurationError(f"There is no {name} in retry_kwargs: did you mean {nearest[0]}?")
+    return value
 
 
 def _max_retries(options: Mapping[str, Any], default: int) -> int | None:

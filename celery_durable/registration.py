@@ -14,7 +14,7 @@ from typing import Any
 from celery import Celery, Task
 
 from .engine.context import current_attempt, current_step
-from .exceptions import ConfigurationError
+from .exceptions import ConfigurationError, NotAllowedInStep
 from .options import callers_level, for_celery, unwrapped
 
 Kinds = tuple[type[Task], ...]
@@ -29,8 +29,9 @@ def watch(app: Celery, kinds: Kinds) -> None:
     """Let an app look after tasks of these kinds, ours; to be called once.
 
     From then on it raises ConfigurationError where a second one of a name is declared from other code, lets Celery
-    read options that are durations or collections as ours may be, and warns of messages that a workflow would send
-    again. What Celery brings in from other apps of the process, whose tasks it shares, is left alone.
+    read options that are durations or collections as ours may be, warns of messages that a workflow would send again,
+    and refuses those by which a step would start a workflow. What Celery brings in from other apps of the process,
+    whose tasks it shares, is left alone.
     """
     names = Names(kinds)
 
@@ -60,6 +61,8 @@ def watch(app: Celery, kinds: Kinds) -> None:
         return original(task, **options)
 
     def send_task(original: Callable[..., Any], name: str, *args: Any, **options: Any) -> Any:
+        if options.get("task_type") is None:
+            _forbid_in_step(app, name)
         _warn_if_replayed(app, name, options.get("task_type"), kinds)
         return original(name, *args, **options)
 
@@ -132,6 +135,12 @@ def _put_around(app: Celery, name: str, wrapper: Callable[..., Any]) -> None:
         return wrapper(earlier or functools.partial(getattr(type(app), name), app), *args, **kwargs)
 
     setattr(app, name, call)
+
+
+def _forbid_in_step(app: Celery, name: str) -> None:
+    """Raise NotAllowedInStep for a workflow that a step starts by its name: each try would start another one."""
+    if current_step() is not None and getattr(app._tasks.get(name), "is_durable_workflow", False):
+        raise NotAllowedInStep(f"A step can't start the workflow {name}: do that in the workflow, between steps.")
 
 
 def _warn_if_replayed(app: Celery, name: str, task: Any, kinds: Kinds) -> None:

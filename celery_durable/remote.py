@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
@@ -10,6 +11,7 @@ from .adapter import as_step
 from .engine.context import current_attempt
 from .exceptions import Suspended
 from .publisher import STEP_TASK
+from .shapes import Shape, shape_of
 from .task import Step, Workflow
 
 
@@ -21,6 +23,11 @@ class StepTask(Workflow[Any, Any]):
 
     def _label(self, args: tuple[Any, ...]) -> str:
         return str(args[0])
+
+    def durable_shape(self, args: Sequence[Any] | None) -> Shape | None:
+        """Return that of the step."""
+        step = self.app.tasks.get(args[0]) if args else None
+        return step.durable_spec.shape if isinstance(step, Step) else shape_of(step) if step is not None else None
 
 
 def add_step_task(app: Celery) -> None:

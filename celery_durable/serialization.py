@@ -52,6 +52,11 @@ class Payload:
     data: bytes
     content_type: str | None = None
 
+    @property
+    def is_shaped(self) -> bool:
+        """Whether it is plain data of what only a type hint can rebuild."""
+        return _written_as(self)[2] is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import (
     TYPE_CHECKING,
@@ -52,6 +52,7 @@ from .options import (
     warn_of_near_misses,
 )
 from .publisher import Publication, Unpublishing, start_step
+from .shapes import Shape, shape_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -146,12 +147,14 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     max_recovery_attempts: int | None = None
     on_cancel: Any = None
     is_durable_workflow = True
+    _shape: Shape | None = None
 
     @classmethod
     def _declare(cls) -> None:
         check_bypass(cls, Workflow)
         warn_of_near_misses(cls, WORKFLOW_OPTIONS)
         cls._checked(cls.name, cls.run, {name: getattr(cls, name) for name in WORKFLOW_OPTIONS})
+        cls._shape = shape_of(cls.run)
 
     @staticmethod
     def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -253,26 +256,39 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         self, args: Any, kwargs: Any, task_id: str | None, call: Call | None, options: dict[str, Any]
     ) -> WorkflowHandle[R]:
         if call is not None and call.is_settled:
-            return self._found_again(call, task_id)
+            return self._handle(self._found_again(call, task_id), args)
         producer = options.pop("producer", None)
         publication = Publication(self, task_id, producer, options, max_crashes=self._max_crashes(), call=call)
         super().apply_async(args, kwargs, task_id=publication.id, producer=publication.producer, **publication.options)
-        handle = self.AsyncResult(publication.done())
+        handle = self._handle(publication.done(), args)
         handle.ignored = publication.ignore_result
         return handle
 
-    def _found_again(self, call: Call, task_id: str | None) -> WorkflowHandle[R]:
-        """Return the handle of a child that an earlier attempt has started."""
+    def _found_again(self, call: Call, task_id: str | None) -> str:
+        """Return the id of a child that an earlier attempt has started."""
         call.replay()
         assert call.saved is not None
         child = str(call.saved.child_id)
         if task_id is not None:
             call.attempt.aliases[task_id] = child
-        return self.AsyncResult(child)
+        return child
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowHandle[R]:  # noqa: N802 - Celery's name
         """Return the handle of a workflow of this task."""
-        return WorkflowHandle(task_id, app=self.app, **{"backend": self.backend, "task_name": self.name, **kwargs})
+        handle: WorkflowHandle[R] = WorkflowHandle(
+            task_id, app=self.app, **{"backend": self.backend, "task_name": self.name, **kwargs}
+        )
+        handle.durable_shape = self.durable_shape(None)
+        return handle
+
+    def _handle(self, task_id: str, args: Any) -> WorkflowHandle[R]:
+        handle = self.AsyncResult(task_id)
+        handle.durable_shape = self.durable_shape(args)
+        return handle
+
+    def durable_shape(self, args: Sequence[Any] | None) -> Shape | None:
+        """Return what the results of a workflow with these arguments are rebuilt to."""
+        return self._shape
 
     def replace(self, sig: Any) -> Any:
         """Raise ConfigurationError: a workflow can't be replaced."""
@@ -360,8 +376,8 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the step: checkpointed in a workflow, else as the plain function that it is.
 
-        An ``async def`` step is awaited; where nothing can await it, in a function that isn't async itself or run
-        by a worker as a task, it is run to its end.
+        An ``async def`` step is awaited; where nothing can await it, in a workflow or a step that isn't async itself
+        or run by a worker as a task, it is run to its end.
         """
         value = self.durable_step.call(args, kwargs)
         if inspect.iscoroutine(value) and self._is_delivered():

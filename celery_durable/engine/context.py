@@ -27,6 +27,7 @@ from ..exceptions import (
     OwnershipLost,
 )
 from ..serialization import Codec
+from ..shapes import Shape
 from ..store import StepRecord, Store
 from ..store.rows import Checkpoint, Claim, Fence, Standing, StoredMessage
 from .observer import Observers
@@ -177,6 +178,8 @@ class Attempt:
     watched: bool = False
     #: This is a pool process, which a hard time limit may kill.
     killable: bool = False
+    #: What the function's result is rebuilt to; None: whatever the serializer gives.
+    shape: Shape | None = None
     #: Sends the messages of workflows that this one has woken; what isn't sent is left to the recovery.
     send: Callable[[Sequence[StoredMessage]], None] = lambda messages: None
     #: Shows a state and its facts in Celery's result backend.

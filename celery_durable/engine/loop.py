@@ -340,7 +340,10 @@ class FromThread(InThread):
 
     async def call(self, step: StepCall, body: Callable[..., Any]) -> Ended:
         """Run a body once, and wait for it in this thread."""
-        return run(_AsyncBody(step, body).run()) if step.spec.is_async else step.call_here(body)
+        if step.spec.is_async:
+            return run(_AsyncBody(step, partial(body, *step.args, **step.kwargs)).run())
+        ended = step.call_here(body)
+        return run(_AsyncBody(step, lambda: ended.value).run()) if _goes_on(step, ended) else ended
 
 
 class OnLoop:
@@ -353,13 +356,14 @@ class OnLoop:
     async def call(self, step: StepCall, body: Callable[..., Any]) -> Ended:
         """Await a body that is async; call any other in a thread, which can't be interrupted."""
         if step.spec.is_async:
-            return await _AsyncBody(step, body).run()
-        ended = in_thread(process().bodies, partial(_call_in_thread, step, body))
+            return await _AsyncBody(step, partial(body, *step.args, **step.kwargs)).run()
+        called = in_thread(process().bodies, partial(_call_in_thread, step, body))
         try:
-            return await asyncio.shield(ended)
+            ended = await asyncio.shield(called)
         except asyncio.CancelledError:
-            await asyncio.wait({ended})
+            await asyncio.wait({called})
             raise
+        return await _AsyncBody(step, lambda: ended.value).run() if _goes_on(step, ended) else ended
 
     async def save(self, attempt: Attempt, record: StepRecord) -> bool:
         """Record an outcome, with those that are ready by now."""
@@ -386,10 +390,15 @@ def _call_in_thread(step: StepCall, body: Body) -> Ended:
         step.attempt.engine.observers.tell("branch_ended", step.attempt.id, step.step.key)
 
 
+def _goes_on(step: StepCall, ended: Ended) -> bool:
+    """Tell whether a body that wraps an async one has returned what is to be awaited."""
+    return step.spec.wraps_async and inspect.isawaitable(ended.value)
+
+
 class _AsyncBody:
     """One run of an async body, within its limits."""
 
-    def __init__(self, step: StepCall, body: Callable[..., Any]) -> None:
+    def __init__(self, step: StepCall, body: Callable[[], Any]) -> None:
         self._step = step
         self._body = body
         self._limit = step.limit
@@ -400,13 +409,16 @@ class _AsyncBody:
         with running_step(step), hard_limit(self._step.hard_limit):
             step.deadline = None if seconds is None else time.monotonic() + seconds
             task = asyncio.Task(self._called(), loop=asyncio.get_running_loop())
-            interruption = await self._interruption(task)
+            try:
+                interruption = await self._interruption(task)
+            finally:
+                self._step.attempt.engine.observers.tell("body_awaited", self._step.attempt.id, step.key)
         if interruption is not None:
             self._step.attempt.engine.observers.tell("step_interrupted", self._step.attempt.id, step.key)
         return self._ended(task, interruption)
 
     async def _called(self) -> Any:
-        value = self._body(*self._step.args, **self._step.kwargs)
+        value = self._body()
         return await value if inspect.isawaitable(value) else value
 
     async def _interruption(self, task: asyncio.Task[Any]) -> Exception | ControlFlow | None:

@@ -87,6 +87,9 @@ class Observer:
     def branch_ended(self, workflow_id: str, key: str) -> None:
         """Called in a thread of a ``gather`` or an ``acall`` when it is done with a step."""
 
+    def body_awaited(self, workflow_id: str, key: str) -> None:
+        """Called on the event loop when an async body has ended, interrupted or not."""
+
     def call_starting(self, workflow_id: str, key: str) -> None:
         """Called before a durable call other than a step: a wait, a message, an event, a child."""
 

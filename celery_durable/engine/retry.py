@@ -113,9 +113,10 @@ class RetryPolicy:
         """Return the seconds between the nth failed try and the next one."""
         if self.retry_backoff is None:
             return self.default_retry_delay
-        # The exponent is bounded because a float overflows long before the cap could be passed.
-        delay = self.retry_backoff * self.retry_backoff_rate ** min(failed_tries - 1, 500)
-        delay = min(delay, self.retry_backoff_max)
+        try:
+            delay = min(self.retry_backoff * self.retry_backoff_rate ** (failed_tries - 1), self.retry_backoff_max)
+        except OverflowError:  # a float has room for few tries at a high rate
+            delay = self.retry_backoff_max
         return random.uniform(0, delay) if self.retry_jitter else delay  # noqa: S311 - spreads load, keeps no secret
 
 

@@ -125,7 +125,8 @@ def run_again(attempt: Attempt, outcome: Retried, message: StoredMessage | None)
 def _completed(attempt: Attempt, value: Any) -> Completed | Failed:
     codec, what = attempt.engine.codec, f"The result of workflow {attempt.id}"
     try:
-        payload = codec.encode(value, what)
+        payload = codec.encode(value, what, attempt.shape)
+        # Celery's links and backends get plain data: they know no hint.
         return Completed(codec.decode(payload, what), payload)
     except (SerializationError, PayloadTooLarge) as error:
         return failed(attempt.engine, error)

@@ -61,6 +61,8 @@ class StepSpec:
     atomic: bool | Place = False
     #: The body is an ``async def``.
     is_async: bool = False
+    #: It is, or wraps one: what it returns may have to be awaited.
+    wraps_async: bool = False
     serializer: str | None = None
     compression: str | None = None
     #: What its result is rebuilt to; None: whatever the serializer gives.

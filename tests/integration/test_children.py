@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
-from celery import group
+from celery import chord, group
 from celery.exceptions import Ignore, Retry
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
@@ -351,6 +351,42 @@ def test_a_step_neither_starts_nor_waits(shop: Inprocess, double: Any) -> None:
 
     order(shop, durable.as_step(body, name="step"))
     assert shop.run("w1") == "PENDING"
+
+
+REFUSED: dict[str, Callable[[Any, durable.WorkflowHandle[Any]], Any]] = {
+    "group": lambda child, handle: group(child.s(1), child.s(2)).delay(),
+    "chain": lambda child, handle: (child.s(1) | child.s()).delay(),
+    "chord": lambda child, handle: chord([child.s(1)], child.si(2)).delay(),
+    "send_task": lambda child, handle: child.app.send_task(child.name, (1,)),
+    "wait": lambda child, handle: handle.wait(timeout=1),
+    "adelay": lambda child, handle: child.adelay(1),
+    "aget": lambda child, handle: handle.aget(),
+    "agather": lambda child, handle: durable.agather(child.s(1)),
+    "await_first": lambda child, handle: durable.await_first([handle]),
+    "asleep": lambda child, handle: durable.asleep(1),
+    "arecv": lambda child, handle: durable.arecv(),
+    "asend": lambda child, handle: durable.asend("other", 1),
+    "aset_event": lambda child, handle: durable.aset_event("key", 1),
+    "aget_event": lambda child, handle: durable.aget_event("other", "key"),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
+def test_a_step_neither_starts_nor_waits_by_another_way(shop: Inprocess, double: Any, call: Any) -> None:
+    """Celery's canvas, a start by name, Celery's other name of get, and what is to be awaited."""
+    shop.app.conf.result_backend = "cache+memory://"
+    handle = durable.WorkflowHandle("other", app=shop.app)
+    order(shop, durable.as_step(lambda: call(double, handle), name="step"))
+    shop.run("w1")
+    assert isinstance(status(shop).error, NotAllowedInStep)
+    assert len(durable.list_workflows(app=shop.app)) == 1
+
+
+def test_wait_suspends_as_get_does(shop: Inprocess, double: Any) -> None:
+    """It is Celery's other name of it."""
+    order(shop, lambda: double.delay(2).wait())
+    assert run_all(shop) == 4
+    assert status(shop).attempt == 2
 
 
 def test_what_cannot_be_awaited(shop: Inprocess, broker_url: str) -> None:

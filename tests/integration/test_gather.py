@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import signal
 import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -867,3 +869,22 @@ def test_a_step_that_is_replayed_in_a_gather_starts_no_thread(shop: Inprocess) -
     assert shop.run("w1") == [0, 1, 2]
     assert threads == [0, 0, 0]
     assert sys.getrefcount(body) < 10
+
+
+class Connection:
+    """Something that code keeps for its thread."""
+
+
+def test_what_a_branch_keeps_for_its_thread_dies_with_it(shop: Inprocess) -> None:
+    """A session or a connection in a thread-local doesn't outlive the gather."""
+    local, made = threading.local(), []
+
+    def connect() -> None:
+        local.connection = Connection()
+        made.append(weakref.ref(local.connection))
+
+    step = named("connect", connect)
+    order(shop, lambda: durable.gather(step, step))
+    shop.run("w1")
+    wait_until(lambda: gc.collect() is not None and not any(ref() for ref in made), message="they are gone")
+    assert len(made) == 2

@@ -163,6 +163,12 @@ def test_a_loop_over_a_set_is_found_under_hash_randomisation(shop: Inprocess, da
     assert str(error).count("('") == 2
 
 
+def test_a_sorted_loop_is_the_remedy(database_url: str) -> None:
+    """It has the same order in each process."""
+    assert run_sets(database_url, 1, "fixed", "crash") == "ENQUEUED"
+    assert run_sets(database_url, 2, "fixed", "go on") == "SUCCESS"
+
+
 @pytest.mark.parametrize("name", ["charge#2", "charge[pack]", "a" * 256, "nul\x00", "", "<lambda>"])
 def test_a_name_that_would_be_mistaken_for_a_key_is_refused(name: str) -> None:
     """Keys add a number or a branch to it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -278,15 +279,18 @@ def test_self_retry_at_a_time_that_has_passed(shop: Inprocess, bound: Maker, cal
     assert outcome(shop, bound(body)) == "done"
 
 
-def test_self_retry_after_nonsense(shop: Inprocess, bound: Maker) -> None:
+@pytest.mark.parametrize(
+    ("countdown", "told"), [("soon", "seconds"), (math.nan, "a positive duration"), (math.inf, "a positive duration")]
+)
+def test_self_retry_after_nonsense(shop: Inprocess, bound: Maker, countdown: Any, told: str) -> None:
     """A delay that can't be one is an error that says so."""
 
     def body(self: Any) -> None:
-        raise self.retry(countdown="soon")
+        raise self.retry(countdown=countdown)
 
     error = outcome(shop, bound(body))
     assert isinstance(error, ConfigurationError)
-    assert "countdown must be seconds" in str(error)
+    assert f"countdown must be {told}" in str(error)
 
 
 def test_self_retry_that_does_not_throw(shop: Inprocess, bound: Maker, calls: list[Any]) -> None:

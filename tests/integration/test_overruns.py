@@ -8,6 +8,8 @@ import itertools
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -28,6 +30,7 @@ from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.inprocess import Inprocess
 from tests.fixtures.proxy import PostgresProxy
 from tests.fixtures.rig import Rig
+from tests.fixtures.workers import ROOT
 from tests.integration.attempts import LATE, Killed, begin, crash, order, release, status, steps
 
 pytestmark = pytest.mark.oldest
@@ -329,12 +332,20 @@ def is_armed() -> bool:
     return bool(_watchdog._deadlines)
 
 
-@pytest.mark.parametrize("atomic", [False, True])
-def test_only_the_body_is_under_the_hard_limit(shop: Inprocess, atomic: bool) -> None:
+@pytest.mark.parametrize("kind", ["sync", "atomic", "async"])
+def test_only_the_body_is_under_the_hard_limit(shop: Inprocess, kind: str) -> None:
     """The statements around it aren't: a commit is never cut off by it."""
     deadlines = Deadlines()
     shop.installation.observers.add(deadlines)
-    step = durable.as_step(lambda: deadlines.armed.update(body=is_armed()), name="s", time_limit=LIMIT, atomic=atomic)
+
+    def body() -> None:
+        deadlines.armed["body"] = is_armed()
+
+    async def abody() -> None:
+        await asyncio.sleep(0)
+        body()
+
+    step: Any = durable.as_step(abody if kind == "async" else body, name="s", time_limit=LIMIT, atomic=kind == "atomic")
     order(shop, step)
     attempt = begin(shop)
     attempt.killable = True
@@ -803,3 +814,38 @@ def test_current_cancelled_in_a_thread_of_the_step(shop: Inprocess, sql: Sql) ->
     assert steps(shop)["body"].output == [False, True]
     assert current_attempt() is None
     assert not durable.current.cancelled
+
+
+GREEN = """
+from gevent import monkey
+monkey.patch_all()
+import asyncio, sys, time
+import celery_durable as durable
+from tests.fixtures.inprocess import Inprocess
+from tests.integration.attempts import order
+how, *urls = sys.argv[1:]
+seen = []
+def slow():
+    try:
+        time.sleep(600)
+    except TimeoutError:
+        seen.append("interrupted")
+        raise
+step = durable.as_step(slow, name="slow", soft_time_limit=0.3)
+def gather():
+    return [type(each).__name__ for each in durable.gather(step.s(), step.s(), return_exceptions=True)]
+async def acall():
+    found = await asyncio.gather(step.acall(), step.acall(), return_exceptions=True)
+    return [type(each).__name__ for each in found]
+shop = Inprocess(*urls)
+order(shop, globals()[how])
+assert shop.run("w1") == ["StepTimeout"] * 2
+assert seen == ["interrupted"] * 2
+"""
+
+
+@pytest.mark.parametrize("how", ["gather", "acall"])
+def test_under_gevent_what_runs_beside_others_is_interrupted(database_url: str, broker_url: str, how: str) -> None:
+    """Its threads are greenlets there, each with a limit of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", GREEN, how, database_url, broker_url]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)

@@ -126,12 +126,15 @@ def test_without_a_hint_a_dataclass_is_told_to_have_one(make: Any) -> None:
     assert type(first) is type(second) is SerializationError
 
 
-def test_a_steps_own_serializer(make: Any, sql: Sql) -> None:
-    """Pickle keeps what JSON can't, where the app accepts it."""
-    shop = make(accept_content=["json", "pickle"])
-    step = durable.as_step(lambda: {1, 2}, name="make", serializer="pickle")
+@pytest.mark.parametrize(
+    ("serializer", "written_as"), [("pickle", "application/x-python-serialize"), ("yaml", "application/x-yaml")]
+)
+def test_a_steps_own_serializer(make: Any, sql: Sql, serializer: str, written_as: str) -> None:
+    """Pickle and YAML keep what JSON can't, where the app accepts them."""
+    shop = make(accept_content=["json", serializer])
+    step = durable.as_step(lambda: {1, 2}, name="make", serializer=serializer)
     assert seen_twice(shop, step) == [{1, 2}, {1, 2}]
-    assert content_type(sql) == "application/x-python-serialize"
+    assert content_type(sql) == written_as
 
 
 @pytest.mark.parametrize("serializer", ["pickle", "yaml"])
@@ -196,3 +199,58 @@ def test_a_result_that_is_no_data(make: Any, result: Any) -> None:
     first, second = seen_twice(make(), step)
     assert type(first) is type(second) is SerializationError
     assert runs == [1]
+
+
+# What is sent to another worker.
+
+
+def make_receipt() -> Receipt:
+    return RECEIPT
+
+
+async def amake_receipt() -> Receipt:
+    return RECEIPT
+
+
+SENT: dict[str, Callable[[Inprocess], Callable[[], durable.WorkflowHandle[Any]]]] = {
+    "step": lambda shop: shop.step(make_receipt, name="make").delay,
+    "async step": lambda shop: shop.step(amake_receipt, name="make").delay,
+    "task": lambda shop: durable.as_step(shop.app.task(make_receipt, name="make", shared=False)).delay,
+    "workflow": lambda shop: shop.workflow(make_receipt, name="make").delay,
+    "async workflow": lambda shop: shop.workflow(amake_receipt, name="make").delay,
+}
+
+
+@pytest.mark.parametrize("gathered", [False, True], ids=["alone", "gathered"])
+@pytest.mark.parametrize("kind", SENT.values(), ids=SENT)
+def test_a_dataclass_comes_back_from_another_worker(make: Any, kind: Any, gathered: bool) -> None:
+    """To the workflow that awaits it, on a replay as well, and to whoever asks for the result or the status."""
+    shop = make()
+    send, seen = kind(shop), []
+
+    @shop.workflow(name="order")
+    def order() -> None:
+        handle = send()
+        seen.append(durable.gather(handle)[0] if gathered else handle.get())
+        durable.recv()
+
+    order.apply_async(task_id="w1")
+    shop.run("w1")
+    (child,) = durable.list_workflows(parent_id="w1", app=shop.app)
+    told = shop.run(child.id)
+    assert told["number"] == RECEIPT.number
+    shop.run("w1")
+    durable.send("w1", None, app=shop.app)
+    shop.run("w1")
+    handle = durable.WorkflowHandle(child.id, app=shop.app)
+    seen += [handle.get(), handle.result, durable.get_workflow_status(child.id, app=shop.app).result]
+    assert seen == [RECEIPT] * 5
+    assert {type(each) for each in seen} == {Receipt}
+
+
+def test_an_app_without_the_task_reads_plain_data(make: Any) -> None:
+    """As whoever lists workflows may be."""
+    shop, other = make(), make()
+    shop.workflow(make_receipt, name="make").apply_async(task_id="w1")
+    shop.run("w1")
+    assert durable.get_workflow_status("w1", app=other.app).result["number"] == RECEIPT.number

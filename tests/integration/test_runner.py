@@ -492,6 +492,39 @@ def test_a_nested_step_is_part_of_the_outer_one(shop: Inprocess) -> None:
     assert [step.key for step in steps(shop)] == ["outer"]
 
 
+@pytest.mark.parametrize("soft_time_limit", [None, 60], ids=["unlimited", "limited"])
+def test_an_async_step_in_a_sync_one_runs_to_its_end(shop: Inprocess, soft_time_limit: int | None) -> None:
+    """Nothing could await it; in a workflow, as a plain task, and as a plain call."""
+
+    @shop.step(name="inner", soft_time_limit=soft_time_limit)
+    async def inner() -> int:
+        await asyncio.sleep(0)
+        return 5
+
+    @shop.step(name="outer")
+    def outer() -> int:
+        return inner() + 1
+
+    order(shop, lambda: outer())
+    assert shop.run("w1") == 6
+    assert shop.deliver("t1", ("outer", b"[[], {}, {}]", "application/json", "utf-8")) == 6
+    assert outer() == 6
+
+
+def test_an_async_step_in_an_event_loop_of_a_step_is_awaited(shop: Inprocess) -> None:
+    """There something can."""
+
+    async def inner() -> int:
+        return 5
+
+    async def both() -> int:
+        return await step() + await step.acall()
+
+    step = durable.as_step(inner, name="inner")
+    order(shop, durable.as_step(lambda: asyncio.run(both()), name="outer"))
+    assert shop.run("w1") == 10
+
+
 def test_a_step_cannot_start_a_workflow(shop: Inprocess) -> None:
     """A crash after the start would start another one."""
 

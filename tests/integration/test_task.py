@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from celery import Celery
 from celery.app.trace import _install_stack_protection
 
@@ -64,13 +66,56 @@ class AsyncClient:
         return url.upper()
 
 
+async def afetch(url: str) -> str:
+    return url.upper()
+
+
+def characters(url: str) -> Iterator[str]:
+    yield from url.upper()
+
+
+@functools.wraps(afetch)
+def run_to_its_end(url: str) -> str:
+    return asyncio.run(afetch(url))
+
+
+@functools.wraps(afetch)
+def passed_on(url: str) -> Any:
+    return afetch(url)
+
+
+@functools.wraps(str.upper)
+async def off_the_loop(url: str) -> str:
+    return await asyncio.to_thread(str.upper, url)
+
+
+@functools.wraps(characters)
+def joined(url: str) -> str:
+    return "".join(characters(url))
+
+
+#: Decorated, so that what is called isn't of the kind of what it wraps.
+DECORATED = {
+    "async run to its end": run_to_its_end,
+    "async passed on": passed_on,
+    "sync made async": off_the_loop,
+    "sync made async by asgiref": sync_to_async(str.upper),
+    "async made sync by asgiref": async_to_sync(afetch),
+    "generator made a value": joined,
+}
+
+
 @pytest.mark.parametrize(
     "target",
     [
         Client().fetch, Client(), functools.partial(Client().fetch), str.upper, lambda url: url.upper(),
         functools.lru_cache(str.upper), Client().afetch, AsyncClient(), functools.partial(Client().afetch),
+        *DECORATED.values(),
     ],
-    ids=["method", "object", "partial", "builtin", "lambda", "cached", "async method", "async object", "async partial"],
+    ids=[
+        "method", "object", "partial", "builtin", "lambda", "cached", "async method", "async object", "async partial",
+        *DECORATED,
+    ],
 )  # fmt: skip
 def test_any_callable_runs_as_a_step(shop: Inprocess, target: Any) -> None:
     """It is kept under its name; an async one runs in a workflow that isn't, too."""
@@ -79,12 +124,34 @@ def test_any_callable_runs_as_a_step(shop: Inprocess, target: Any) -> None:
     assert tries(shop) == [("fetch", 1)]
 
 
-@pytest.mark.parametrize("target", [Client().fetch, Client().afetch], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "target", [Client().fetch, Client().afetch, *DECORATED.values()], ids=["sync", "async", *DECORATED]
+)
 def test_any_callable_is_awaited_in_an_async_workflow(shop: Inprocess, target: Any) -> None:
     """By acall, whatever it is."""
     step = durable.as_step(target, name="fetch")
     assert run(shop, in_async_workflow(lambda: step.acall("url"))).result == "URL"
     assert tries(shop) == [("fetch", 1)]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_decorated_coroutine_function_is_within_its_limit(shop: Inprocess, is_async: bool) -> None:
+    """In a workflow of either kind, what it has returned is interrupted where it waits."""
+
+    async def waits() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    @functools.wraps(waits)
+    def passed_on() -> Any:
+        return waits()
+
+    step = durable.as_step(passed_on, name="waits", soft_time_limit=0.2)
+
+    def body() -> Any:
+        return step()
+
+    error = run(shop, in_async_workflow(body) if is_async else body).error
+    assert isinstance(error, durable.exceptions.StepTimeout)
 
 
 def test_a_table_of_lambdas_is_kept_by_name_and_number(shop: Inprocess) -> None:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from asgiref.sync import markcoroutinefunction
 from celery import Celery, shared_task
 from celery.exceptions import MaxRetriesExceededError, Retry
 
@@ -59,6 +60,16 @@ def decorated(url: str) -> str:
     return fetch(url)
 
 
+@markcoroutinefunction
+def marked(url: str) -> Any:
+    return afetch(url)
+
+
+@functools.wraps(afetch)
+def passed_on(url: str) -> Any:
+    return afetch(url)
+
+
 SYNC: list[tuple[Any, str]] = [
     (fetch, f"{__name__}.fetch"),
     (decorated, f"{__name__}.fetch"),
@@ -77,6 +88,7 @@ ASYNC: list[tuple[Any, str]] = [
     (afetch, f"{__name__}.afetch"),
     (functools.partial(afetch), f"{__name__}.afetch"),
     (Client().afetch, f"{__name__}.Client.afetch"),
+    (marked, f"{__name__}.marked"),
     (AsyncClient(), f"{__name__}.AsyncClient"),
     (AsyncClient().__call__, f"{__name__}.AsyncClient.__call__"),
     (durable.as_step(afetch), f"{__name__}.afetch"),
@@ -97,6 +109,14 @@ def test_any_coroutine_function_is_an_async_step(target: Any, name: str) -> None
     """A call of it is awaited."""
     step = durable.as_step(target)
     assert (step.name, step.durable_spec.is_async) == (name, True)
+    assert asyncio.run(step("url")) == "url"
+    assert asyncio.run(step.acall("url")) == "url"
+
+
+def test_a_decorated_coroutine_function_is_called_as_it_is() -> None:
+    """Whether it returns a coroutine only the call shows; acall awaits it."""
+    step = durable.as_step(passed_on)
+    assert (step.name, step.durable_spec.is_async) == (f"{__name__}.afetch", False)
     assert asyncio.run(step("url")) == "url"
     assert asyncio.run(step.acall("url")) == "url"
 

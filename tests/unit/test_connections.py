@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db.utils import ConnectionHandler
 
 import celery_durable as durable
+from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.inprocess import Inprocess
 from tests.integration.attempts import order, status
 
@@ -88,6 +90,23 @@ def test_an_interrupted_step_leaves_no_connection(shop: Inprocess, django: Any) 
     shop.run("w1")
     assert status(shop).state == "SUCCESS"
     assert mine.connection is None
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True], ids=["finished", "interrupted"])
+def test_an_async_step_leaves_no_old_connection(shop: Inprocess, django: Any, is_interrupted: bool) -> None:
+    """Its queries are made in a thread of asgiref's, which goes on; no request of Django's ends there."""
+    used: list[Any] = []
+
+    async def connect() -> None:
+        await sync_to_async(lambda: used.append(connected(django)))()
+        if is_interrupted:
+            await asyncio.sleep(20)
+
+    order(shop, durable.as_step(connect, name="connect", soft_time_limit=0.2))
+    shop.run("w1")
+    assert isinstance(status(shop).error, durable.exceptions.StepTimeout) is is_interrupted
+    (connection,) = used
+    wait_until(lambda: connection.connection is None, message="the connection is closed")
 
 
 UNCONFIGURED = """

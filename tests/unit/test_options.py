@@ -145,6 +145,8 @@ def test_the_delay_without_backoff_is_celerys() -> None:
         {"max_retries": "3"},
         {"max_retries": True},
         {"retry_kwargs": {"max_retries": -1}},
+        {"retry_kwargs": {"max_retires": 5}},
+        {"retry_kwargs": "max_retries=5"},
         {"retry_backoff": "fast"},
         {"retry_backoff_rate": 0.99},
         {"retry_backoff_rate": 0},
@@ -154,6 +156,8 @@ def test_the_delay_without_backoff_is_celerys() -> None:
         {"retry_backoff_rate": math.inf},
         {"retry_backoff_rate": True},
         {"retry_backoff_max": None},
+        {"retry_jitter": "no"},
+        {"retry_jitter": 5},
         {"autoretry_for": ("OSError",)},
         {"autoretry_for": OSError("an instance")},
         {"autoretry_for": (int,)},
@@ -174,6 +178,23 @@ def test_a_value_that_cannot_be_meant_is_an_error(options: dict[str, Any]) -> No
     (option,) = options
     with pytest.raises(ConfigurationError, match=option if option != "retry_kwargs" else "max_retries"):
         step_spec("fetch", options, fetch)
+
+
+def test_wrong_retry_kwargs_of_a_task_are_the_same_error(app: Celery) -> None:
+    """Looking for durations in what is no mapping comes first there."""
+    with pytest.raises(ConfigurationError, match="retry_kwargs must be a mapping"):
+        policy_of(app, retry_kwargs="max_retries=5")
+
+
+def test_retry_kwargs_may_hold_what_a_message_has() -> None:
+    """Celery's retry passes on whatever it doesn't know itself."""
+    assert policy(retry_kwargs={"max_retries": 7, "queue": "slow", "priority": 3}).asked_retries == 7
+
+
+def test_the_jitter_of_an_unmodified_task_goes_by_its_truth(app: Celery) -> None:
+    """As it does for Celery."""
+    old: Any = app.task(shared=False, name="old", autoretry_for=(OSError,), retry_jitter=0)(fetch)
+    assert durable.as_step(old, retry_backoff=2.0).durable_spec.retry.retry_jitter is False
 
 
 @pytest.mark.parametrize("value", [0, -1, timedelta(0), timedelta(-1), math.nan, math.inf, -math.inf], ids=repr)

@@ -166,9 +166,10 @@ def test_delays_grow_as_declared(options: dict[str, object], delays: list[float]
     assert [policy(**options).delay_after(tries) for tries in (1, 2, 3, 4)] == delays
 
 
-def test_a_delay_of_very_many_tries_is_the_cap() -> None:
+@pytest.mark.parametrize("rate", [2.0, 5.0, 10.0, 1e308])
+def test_a_delay_of_very_many_tries_is_the_cap(rate: float) -> None:
     """The arithmetic doesn't overflow in a retry for ever."""
-    assert policy(retry_backoff_max=600.0).delay_after(100_000) == 600.0
+    assert policy(retry_backoff_rate=rate, retry_backoff_max=600.0).delay_after(100_000) == 600.0
 
 
 def test_jitter_stays_between_zero_and_the_delay() -> None:
