@@ -78,7 +78,8 @@ def test_top_level_keys_are_known():
 
 
 def test_it_has_what_the_shop_needs():
-    assert set(SERVICES) == {"postgres", "redis", "payments", "worker", "beat", "flower"}
+    shop = {"payments", "worker", "beat", "flower"}
+    assert set(SERVICES) == {"postgres", "redis", *shop, "django", "django-worker"}
 
 
 def test_names_are_valid():
@@ -180,6 +181,6 @@ def test_one_image_is_built_in_one_way():
     assert all(build == builds[0] for build in builds)
 
 
-@pytest.mark.parametrize("name", ["payments", "worker", "beat", "flower"])
+@pytest.mark.parametrize("name", ["payments", "worker", "beat", "flower", "django", "django-worker"])
 def test_commands_run_the_example_project(name: str):
-    assert re.search(r"\bexample_project\.(app|payments)\b", SERVICES[name]["command"])
+    assert re.search(r"\bexample_project\.(app|payments|django_shop)\b", SERVICES[name]["command"])
