@@ -17,7 +17,7 @@ from django.db import transaction
 from django.test import Client
 
 import celery_durable as durable
-from celery_durable.exceptions import WorkflowNotFound
+from celery_durable.exceptions import WorkflowConflict, WorkflowNotFound
 from celery_durable.installation import installed_on
 from example_project import shop
 from example_project.payments import Ledger, Payments
@@ -137,6 +137,15 @@ def test_an_order_that_is_rolled_back(client: Client, transactional_db: None) ->
     assert not Order.objects.exists()
     with pytest.raises(WorkflowNotFound):
         durable.get_workflow_status(order.workflow_id)
+
+
+def test_a_checkout_that_cannot_be_started(client: Client, transactional_db: None) -> None:
+    """There is no order then, either."""
+    last = ordered(product(), 1)
+    call_off.apply_async([last.pk], task_id=f"order-{last.pk + 1}")
+    with pytest.raises(WorkflowConflict):
+        client.post("/", form(product("Cup of tea"), 1))
+    assert list(Order.objects.all()) == [last]
 
 
 def test_the_admin(admin_client: Client, transactional_db: None) -> None:
