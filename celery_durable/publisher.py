@@ -305,7 +305,7 @@ class Publication:
                 self.attempt.successor_delay = self.delay or 0.0
             return self.id
         started = self.producer.started or self.id
-        if self.attempt is not None and started != self.id:
+        if self.attempt is not None:
             self.attempt.aliases[self.id] = started
         return str(started)
 
