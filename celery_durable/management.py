@@ -92,8 +92,8 @@ def fork_workflow(
     """Start a new workflow with the arguments of another one and what that had completed before a step.
 
     ``from_step`` is the key of a step, as ``list_workflow_steps`` shows it; None runs all steps anew. Steps that run
-    have other idempotency keys than those of the other workflow. Chains and links of it follow the new one, too; it is
-    no member of its group or chord.
+    have other idempotency keys than those of the other workflow. Chains and links of it follow the new one, too, which
+    has an ``on_cancel`` of its own; it is no member of its group or chord.
 
     Raises WorkflowNotFound; ValueError for a step that there isn't, with those that there are; WorkflowConflict if
     ``new_id`` is taken; NotAllowedInStep, NotInstalled, DatabaseUnavailable.
@@ -200,9 +200,16 @@ def _fork(installation: Installation, ids: Sequence[str], from_step: str | None,
     if not ids:
         return []
     _check_known(installation, ids)
+    workflows = installation.store.workflows
+    hooks = workflows.hooks_of(ids, patience=CALLER_PATIENCE)
     forks = [
-        _fork_of(installation, message, from_step, names[0] if names else _new_id(message.workflow_id))
-        for message in installation.store.workflows.messages_of(ids, patience=CALLER_PATIENCE)
+        Fork(
+            message.workflow_id,
+            _cut(installation, message.workflow_id, from_step),
+            _under(installation, message, names[0] if names else _new_id(message.workflow_id)),
+            _under(installation, hook, _new_id(hook.workflow_id)) if (hook := hooks.get(message.workflow_id)) else None,
+        )
+        for message in workflows.messages_of(ids, patience=CALLER_PATIENCE)
     ]
     published = _forked(installation, forks)
     _send(installation, [
@@ -228,10 +235,9 @@ def _forked(installation: Installation, forks: Sequence[Fork]) -> dict[str, date
             return {fork.message.workflow_id: datetime.now(timezone.utc) for fork in forks}
 
 
-def _fork_of(installation: Installation, message: StoredMessage, from_step: str | None, new_id: str) -> Fork:
-    envelope = Envelope.of_stored(message).under(new_id, accept=installation.codec.accept)
-    cut = _cut(installation, message.workflow_id, from_step)
-    return Fork(message.workflow_id, cut, envelope.stored(new_id, 0))
+def _under(installation: Installation, message: StoredMessage, new_id: str) -> StoredMessage:
+    """Return a message for another workflow, which begins anew."""
+    return Envelope.of_stored(message).under(new_id, accept=installation.codec.accept).stored(new_id, 0)
 
 
 def _cut(installation: Installation, workflow_id: str, from_step: str | None) -> int:
