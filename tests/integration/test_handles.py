@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 import celery_durable as durable
-from celery_durable.exceptions import WorkflowCancelledError
+from celery_durable.exceptions import DurableError, WorkflowCancelledError
 from celery_durable.installation import installed_on
+from tests.fixtures.inprocess import Inprocess
 
 
 @pytest.fixture
@@ -80,3 +82,21 @@ def test_aget_waits_off_the_loop(workflow: Any) -> None:
 
     asyncio.run(both())
     assert ticks == [0]
+
+
+def wait_for_answers() -> Any:
+    return durable.recv("answers")
+
+
+@pytest.mark.parametrize("backend", [None, "cache+memory://"])
+def test_why_a_workflow_waits(database_url: str, backend: str | None) -> None:
+    """RETRY with the reason, the same with a result backend and without one."""
+    with closing(Inprocess(database_url, "memory://")) as shop:
+        shop.app.conf.result_backend = backend
+        handle = shop.workflow(wait_for_answers, name="waits").delay()
+        shop.run(handle.id, ignore_result=False)
+        assert (handle.state, type(handle.info), str(handle.info)) == ("RETRY", DurableError, "message answers")
+        assert durable.get_workflow_status(handle.id, app=shop.app).waiting_for == str(handle.info)
+        durable.send(handle.id, 42, "answers", app=shop.app)
+        shop.run(handle.id, ignore_result=False)
+        assert (handle.state, handle.info) == ("SUCCESS", 42)
