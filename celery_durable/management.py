@@ -25,7 +25,7 @@ from .store.rows import StoredMessage
 
 T = TypeVar("T")
 
-#: Most workflows that a filter may mean at once.
+#: Most workflows that a filter without a limit may mean.
 MOST = 10_000
 
 
@@ -33,8 +33,9 @@ def cancel_workflow(id: str, children: bool = False, app: Celery | None = None) 
     """End a workflow as CANCELLED at once, whatever its state; False if it had ended before.
 
     A step that runs isn't interrupted, unless it is ``cancellable``: it may still record its outcome, and no next one
-    starts. ``children``: with all that it has started, and what those have. Its ``on_cancel`` is started in the same
-    statement. In an ``outbox`` that is done by the caller's commit, and True is returned.
+    starts. ``children``: with all that it has started, and what those have; they are ended after it, so if this dies or
+    raises between, call it again: the children of a workflow that has ended are still found. Its ``on_cancel`` is started
+    in the same statement. In an ``outbox`` that is done by the caller's commit, and True is returned.
 
     Raises WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
@@ -47,10 +48,10 @@ def cancel_workflows(
 ) -> list[str]:
     """End many workflows as CANCELLED, as ``cancel_workflow``: by ids, or by the filters of ``list_workflows``.
 
-    All of them or none: an id that doesn't exist raises WorkflowNotFound, and nothing is cancelled. Returns the ids of
-    those that hadn't ended before.
+    All of them or none: an id that doesn't exist raises WorkflowNotFound, and nothing is cancelled. Their ``children``
+    come after that, as with ``cancel_workflow``. Returns the ids of those that hadn't ended before.
 
-    Raises ValueError without ids and filters, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    Raises ValueError without ids and filters, and if more than 10,000 match and no ``limit`` is given; NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
     chosen = _chosen(installation, ids, filters, states.LIVE)
@@ -78,7 +79,8 @@ def resume_workflows(
 
     All of them or none: if one of them can't be resumed, WorkflowConflict names it, and nothing is resumed.
 
-    Raises ValueError without ids and filters, WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    Raises ValueError without ids and filters, and if more than 10,000 match and no ``limit`` is given;
+    WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
     chosen = _chosen(installation, ids, filters, states.FINAL - {states.SUCCESS})
@@ -111,8 +113,8 @@ def fork_workflows(
 ) -> list[WorkflowHandle[Any]]:
     """Fork many workflows, as ``fork_workflow``: by ids, or by the filters of ``list_workflows``; all of them or none.
 
-    Raises ValueError without ids and filters, and if one of them has no such step; WorkflowNotFound, NotAllowedInStep,
-    NotInstalled, DatabaseUnavailable.
+    Raises ValueError without ids and filters, if one of them has no such step, and if more than 10,000 match and no
+    ``limit`` is given; WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
     chosen = _chosen(installation, ids, filters, states.ALL)
@@ -148,8 +150,18 @@ def _chosen(
         return lambda: wanted
     if not filters:
         raise ValueError("Which workflows? Pass ids, or filters such as name=… or state=….")
-    asked = {"state": sorted(fitting), "limit": MOST, **filters}
-    return lambda: sorted(each.id for each in list_workflows(app=installation.app, **asked))
+    asked = {"state": sorted(fitting), "limit": MOST + 1, **filters}
+
+    def find_them() -> list[str]:
+        found = sorted(each.id for each in list_workflows(app=installation.app, **asked))
+        if "limit" not in filters and len(found) > MOST:
+            raise ValueError(
+                f"More than {MOST:,} workflows match, and nothing was done: narrow the filters, or pass limit=…, which "
+                "takes the newest ones, and call it again for the others."
+            )
+        return found
+
+    return find_them
 
 
 def _cancel(installation: Installation, ids: Sequence[str], children: bool) -> list[str]:

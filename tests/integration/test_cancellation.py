@@ -352,6 +352,14 @@ def by_crashes(shop: Inprocess, sql: Sql) -> None:
     die(shop)
 
 
+def test_children_are_found_when_their_parent_has_ended_before(shop: Inprocess, family: tuple[str, str, str]) -> None:
+    """As after a crash between its end and theirs: cancelling it again is cancelling them."""
+    assert cancel(shop) is True
+    assert [told(shop, each).state for each in family] == ["CANCELLED", "SUSPENDED", "SUSPENDED"]
+    assert cancel(shop, children=True) is False
+    assert [told(shop, each).state for each in family] == ["CANCELLED"] * 3
+
+
 @pytest.mark.parametrize("end", [by_cancel, by_deadline, by_crashes])
 def test_on_cancel_is_started_with_the_end(shop: Inprocess, sql: Sql, end: Callable[..., None]) -> None:
     """In the same statement, with its arguments, as a child of the workflow; the next sweep sends its message."""
