@@ -33,9 +33,9 @@ def cancel_workflow(id: str, children: bool = False, app: Celery | None = None) 
     """End a workflow as CANCELLED at once, whatever its state; False if it had ended before.
 
     A step that runs isn't interrupted, unless it is ``cancellable``: it may still record its outcome, and no next one
-    starts. ``children``: with all that it has started, and what those have; they are ended after it, so if this dies or
-    raises between, call it again: the children of a workflow that has ended are still found. Its ``on_cancel`` is started
-    in the same statement. In an ``outbox`` that is done by the caller's commit, and True is returned.
+    starts. Its ``on_cancel`` is started in the same statement. ``children``: with all that it has started, and what
+    those have; they are ended after it. If this dies or raises between, call it again: it still finds the children. In
+    an ``outbox`` that is done by the caller's commit, and True is returned.
 
     Raises WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
@@ -51,7 +51,8 @@ def cancel_workflows(
     All of them or none: an id that doesn't exist raises WorkflowNotFound, and nothing is cancelled. Their ``children``
     come after that, as with ``cancel_workflow``. Returns the ids of those that hadn't ended before.
 
-    Raises ValueError without ids and filters, and if more than 10,000 match and no ``limit`` is given; NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    Raises ValueError without ids and filters, and if more than 10,000 match and no ``limit`` is given;
+    NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
     chosen = _chosen(installation, ids, filters, states.LIVE)
