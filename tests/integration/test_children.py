@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -108,6 +109,23 @@ def test_a_child_is_started_once(shop: Inprocess, double: Any, sql: Sql) -> None
         sql.execute(LATE.format("workflow"))
         shop.installation.store.workflows.wake(limit=10, patience=0)
     assert (len(ids), len(set(ids)), len(children(shop))) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["workflow", "step"])
+def test_the_id_of_a_child_follows_from_its_parents(shop: Inprocess, double: Any, sql: Sql, kind: str) -> None:
+    """And from the place of its start: whoever starts it a second time starts the same one."""
+    child = double if kind == "workflow" else shop.step(nothing, name="step")
+    order(shop, lambda: None)
+    ids = []
+    for _ in range(2):
+        attempt = begin(shop)
+        with running(attempt):
+            ids.append([child.apply_async((1,) if kind == "workflow" else ()).id for _ in range(2)])
+        crash(shop, attempt)
+        sql.execute("DELETE FROM celery_durable.checkpoint")
+        sql.execute("DELETE FROM celery_durable.workflow WHERE parent_id IS NOT NULL")
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 2
 
 
 def test_a_child_and_its_checkpoint_are_one(shop: Inprocess, double: Any, sql: Sql) -> None:
@@ -516,6 +534,8 @@ def test_a_step_that_is_sent_away(shop: Inprocess) -> None:
     shop.run("w1")
     (child,) = children(shop)
     assert (child.name, child.queue, list(steps(shop))) == ("celery_durable.step", "far", ["flaky.delay"])
+    (message,) = shop.installation.store.workflows.messages_of([child.id], patience=0)
+    assert json.loads(message.envelope)["properties"]["priority"] == 4
     assert shop.run(child.id) == 7
     assert runs == [1, 2, 3]
     assert shop.run("w1") == 7
