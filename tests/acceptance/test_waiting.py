@@ -12,8 +12,10 @@ import pytest
 
 import celery_durable as durable
 from celery_durable.exceptions import WorkflowCancelledError
+from tests.crash.statements import text_of
 from tests.fixtures.fix_wait import wait_until
-from tests.fixtures.site import Site
+from tests.fixtures.proxy import PostgresProxy
+from tests.fixtures.site import FAST, Site
 
 DUE = "SELECT extract(epoch FROM wake_at)::float8 FROM celery_durable.checkpoint WHERE workflow = %s AND key = %s"
 WAITING = "SELECT count(*) FROM celery_durable.workflow WHERE state = 'SUSPENDED' AND name LIKE %s"
@@ -45,6 +47,19 @@ def test_the_waiting_cost_their_rows(site: Site) -> None:
     for number, handle in enumerate(handles):
         durable.send(handle.id, number, app=site.shop.app)
     assert [site.finished(handle.id).result[0] for handle in handles] == list(range(200))
+
+
+def test_between_sweeps_nothing_is_asked_for(site: Site, proxy: PostgresProxy) -> None:
+    """A node that has nothing due makes no statement but its heartbeats, although a workflow sleeps."""
+    settings = {**FAST, "heartbeat_interval": 0.1, "recovery_interval": 600}
+    site.workers.start(concurrency=1, env={"DATABASE_URL": proxy.url}, settings=settings)
+    site.shop.sleeper.delay(3600)
+    suspended(site, "sleeper", 1)
+    done = lambda name: sum(text_of(name) in each for each in proxy.statements())  # noqa: E731
+    wait_until(lambda: done("workflows.next_due"), message="the first sweep is over")
+    proxy.reset()
+    wait_until(lambda: done("nodes.beat") >= 20, message="twenty heartbeats")
+    assert {each for each in proxy.statements() if text_of("nodes.beat") not in each} == set()
 
 
 def test_waits_end_soon(site: Site) -> None:

@@ -87,6 +87,7 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("workflows", "names_of"): {"ids": ["done-1", "RUNNING7"]},
     ("workflows", "cancel"): {"ids": ["RUNNING7", "SUSPENDED7"], "verdict": b"{}"},
     ("workflows", "family"): {"ids": ["done-1", "RUNNING7"]},
+    ("workflows", "hooks_of"): {"ids": ["done-5", "RUNNING7"]},
     ("workflows", "resume"): {"ids": ["done-10"], "republish_after": 60.0},
     ("workflows", "asked_to_cancel"): SWEEP,
     ("messages", "send"): {**LETTER, "republish_after": 60.0},
