@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -130,6 +130,10 @@ class Workflows:
     def unsent(self, ids: Collection[str], *, patience: float) -> None:
         """Note that these messages couldn't be sent."""
         self._run("unsent", patience, ids=list(ids))
+
+    def leave_to_others(self, delays: Mapping[str, float], *, patience: float) -> None:
+        """Note that a worker without their task took these messages: each is sent again in so many seconds."""
+        self._run("leave_to_others", patience, ids=list(delays), delays=list(delays.values()))
 
     def names_of(self, ids: Collection[str], *, patience: float) -> dict[str, str]:
         """Return the tasks that have taken these ids, by id."""

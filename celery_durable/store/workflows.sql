@@ -121,6 +121,19 @@ FROM run LEFT JOIN saved ON true
 UPDATE {schema}.workflow SET publish_at = clock_timestamp(), published_at = NULL
 WHERE id = ANY(%(ids)s) AND state = 'ENQUEUED'
 
+-- name: leave_to_others
+-- A worker that hasn't got their task has taken these messages. None is lost, for each of them has come: they are sent
+-- once more after their delay, which doesn't grow.
+WITH waiting AS (
+    SELECT w.id, r.delay
+    FROM {schema}.workflow w JOIN unnest(%(ids)s::text[], %(delays)s::float8[]) AS r (id, delay) ON r.id = w.id
+    WHERE w.state = 'ENQUEUED' OR NOT w.dispatched AND w.node IS NULL
+    ORDER BY w.id FOR NO KEY UPDATE OF w
+)
+UPDATE {schema}.workflow w SET published_at = NULL, publishes = 0,
+    publish_at = CASE WHEN w.state = 'ENQUEUED' THEN clock_timestamp() + make_interval(secs => waiting.delay) END
+FROM waiting WHERE w.id = waiting.id
+
 -- name: claim
 -- One process takes an enqueued workflow and loads its history. The attempt must be the one that this
 -- statement's own snapshot saw, so that every earlier attempt's checkpoints are in it. The same token again

@@ -131,6 +131,7 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("workflows", "prune"): SWEEP,
     ("workflows", "next_due"): {},
     ("workflows", "unsent"): {"ids": ["ENQUEUED7"]},
+    ("workflows", "leave_to_others"): {"ids": ["ENQUEUED7"], "delays": [3.0]},
     ("workflows", "by_id"): {"id": "done-1"},
     ("checkpoints", "save"): {**FENCE, **STEP},
     ("checkpoints", "save_slow"): {**FENCE, **STEP},
