@@ -18,7 +18,7 @@ import pytest
 
 from tests.fixtures.workers import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.celerys_own]
 
 FILES = ("t/integration/test_canvas.py", "t/integration/test_group_chains.py")
 #: Hundreds of tasks in one canvas tell how fast a machine is; how a canvas works, the others tell.
