@@ -25,7 +25,8 @@ def schema_name() -> str:
 
 def table(name: str) -> str:
     """Return a table's name for a model: Django puts quotes around all of it."""
-    return f'{schema_name()}"."{name}'
+    schema = schema_name().replace('"', '""')
+    return f'{schema}"."{name}'
 
 
 def make(apps: Any, editor: Any) -> None:
