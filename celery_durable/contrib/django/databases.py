@@ -30,8 +30,8 @@ def connection_of(alias: str) -> Any:
         ) from error
     if connection.vendor != "postgresql":
         raise ConfigurationError(
-            f"The database {alias!r} of Django's DATABASES is {connection.display_name}, and workflows live in "
-            "Postgres: name an alias that leads to one, or set durable_database_url."
+            f"The database {alias!r} of Django's DATABASES is {connection.display_name}: workflows and atomic steps "
+            "need an alias that leads to Postgres. (Workflows may have durable_database_url in its place.)"
         )
     return connection
 
