@@ -83,7 +83,12 @@ class Installation:
     @cached_property
     def store(self) -> Store:
         """Postgres, for tasks and callers; raises ConfigurationError."""
-        return self._store(Store.shared)
+        store = self._store(Store.shared)
+        if self.config.database is not None:
+            from .contrib.django.databases import release_before_drop
+
+            release_before_drop(store)
+        return store
 
     @cached_property
     def engine(self) -> Engine:

@@ -40,6 +40,7 @@ RUNS_ALONE = [
     "docs/waiting.md",
     "docs/managing.md",
     "docs/patterns.md",
+    "docs/django.md",
 ]
 NEEDS_A_WORKER = ["README.md"]
 QUOTES_FILES = ["example_project/README.md"]
