@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from contextvars import Context
@@ -17,8 +19,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 import celery_durable as durable
 from celery_durable.exceptions import ConfigurationError, SerializationError, WorkflowConflict, WorkflowNotFound
+from celery_durable.store.markers import script as script_of_markers
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
+from tests.fixtures.pages import CHECKOUT, blocks
 from tests.integration.attempts import order
 
 DRIVERS = ("psycopg", "psycopg2")
@@ -733,3 +737,44 @@ def test_an_engine_of_the_parents(maker: Inprocess, engine: Any, sql: Sql) -> No
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT pg_backend_pid()")) == parents
+
+
+FLASK = """
+client = web.test_client()
+asked = [client.post("/orders", json={"cents": cents}) for cents in (500, 1_000_000)]
+assert [answer.status_code for answer in asked] == [201, 409], asked
+print(asked[0].json["workflow"])
+"""
+FASTAPI = """
+from starlette.testclient import TestClient
+with TestClient(api) as client:
+    asked = [client.post(f"/orders?cents={cents}") for cents in (500, 1_000_000)]
+assert [answer.status_code for answer in asked] == [201, 409], asked
+print(asked[0].json()["workflow"])
+"""
+CALL = """
+order = buy(500)
+(workflow,) = durable.list_workflows(app=app)
+assert workflow.args == (order,)
+print(workflow.id)
+"""
+
+
+@pytest.mark.parametrize("script", [FLASK, FASTAPI, CALL], ids=["flask", "fastapi", "call"])
+def test_the_page(database_url: str, sql: Sql, script: str) -> None:
+    """What docs/sqlalchemy.md shows: order and workflow, both or neither."""
+    sql.execute("DROP TABLE IF EXISTS orders")
+    code = "\n".join(block.text for block in blocks("python", page="docs/sqlalchemy.md"))
+    for scheme in ("postgresql", "postgresql+psycopg", "postgresql+asyncpg"):
+        code = code.replace(f"{scheme}://localhost/shop", database_url.replace("postgresql", scheme, 1))
+    command = [sys.executable, "-c", f"{code}\nBase.metadata.create_all(engine)\n{script}"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [done.stdout.strip()] == started(sql)
+    assert sql.value("SELECT array_agg(cents) FROM orders") == [500]
+
+
+def test_the_page_has_the_table_of_markers() -> None:
+    """As the command prints it, but for the comment."""
+    (block,) = blocks("sql", page="docs/sqlalchemy.md")
+    assert block.text.split() == script_of_markers("celery_durable").partition("COMMENT")[0].split()
