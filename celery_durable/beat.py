@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import uuid
@@ -68,9 +67,10 @@ def _watch(sender: Any, **kwargs: Any) -> None:
             return send(entry, producer=producer, advance=advance, **kwargs)
         if advance:
             entry = scheduler.reserve(entry)
-        # A copy: what this tick has for an id must not stay in the schedule.
-        named = copy.copy(entry)
-        named.options = {**(entry.options or {}), "task_id": _id_of_tick(entry, time.time())}
+        # A copy: what this tick has for an id must not stay in the schedule. Celery's entries say how they are copied,
+        # which is wrong of those of django-celery-beat.
+        named = object.__new__(type(entry))
+        vars(named).update(vars(entry), options={**(entry.options or {}), "task_id": _id_of_tick(entry, time.time())})
         return send(named, producer=producer, advance=False, **kwargs)
 
     scheduler.apply_async = apply_async
