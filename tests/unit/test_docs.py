@@ -1,6 +1,6 @@
 """README and docs against the code: blocks are run or parsed, tables compared, links followed.
 
-`tests/acceptance/test_readme.py` runs what needs a worker.
+`tests/acceptance/test_readme.py` and `test_adoption.py` run what needs a worker.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RUNS_ALONE = [
     "docs/django.md",
     "docs/sqlalchemy.md",
 ]
-NEEDS_A_WORKER = ["README.md"]
+NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
 QUOTES_FILES = ["example_project/README.md"]
 OPEN_COMMANDS = {".", "docker", "pkill"}
 
@@ -69,7 +69,7 @@ def test_python_blocks_run(page: str) -> None:
 
 def test_diff_applies() -> None:
     """The README's diff applies to the file that it names, and what comes out is Python."""
-    (diff,) = blocks("diff")
+    (diff,) = blocks("diff", page="README.md")
     name = re.findall(r"^--- (\S+)$", diff.text, re.MULTILINE)[0]
     ast.parse(patched(read(name), diff.text))
 
