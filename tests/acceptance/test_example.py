@@ -7,10 +7,8 @@ import os
 import shlex
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +17,8 @@ import pytest
 
 import celery_durable as durable
 from celery_durable.states import FINAL
-from example_project.payments import Ledger, Payments
+from example_project.payments import Ledger
+from tests.fixtures.bank import banking
 from tests.fixtures.brokers import Broker
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.pages import CHECKOUT, blocks
@@ -93,20 +92,6 @@ class Example:
     def _entries(self) -> list[dict[str, Any]]:
         path = self._home / "journal.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@contextmanager
-def banking(ledger: Ledger) -> Iterator[str]:
-    """Serve the payment provider; the URL."""
-    server = Payments(("127.0.0.1", 0), ledger, seed=1, hang=0.1)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def forget_example() -> None:
