@@ -86,23 +86,26 @@ class InlineStep(Generic[P, R, C]):
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Send the task to its queue; only for a Celery task. A workflow starts it there durably, as a child."""
+        return self._sent(args, kwargs, {})
+
+    def _sent(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         if not isinstance(self._target, Task):
             raise ConfigurationError(f"The step {self.name} is a plain function, which has no queue: call it.")
         if caller_of(self.name) is None:
-            return self._target.apply_async(args, kwargs)
+            return self._target.apply_async(args, kwargs, **options)
         if self._given[1]:
             raise ConfigurationError(
                 f"The options of as_step({self.name}, …) hold where it is called: for other workers, declare the task "
                 "with base=durable.Step and these options."
             )
-        return start_step(self._target, args, kwargs)
+        return start_step(self._target, args, kwargs, **options)
 
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """Return a signature, for ``gather``; that of a Celery task is one for Celery's canvas, too."""
         if not isinstance(self._target, Task):
             return StepSignature(self, args, kwargs)
         signature = self._target.s(*args, **kwargs)
-        signature.durable_step = self.durable_step
+        signature._type = _TaskAsStep(self, self._target)
         return signature
 
     def si(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,6 +126,29 @@ class StepSignature:
     def durable_step(self) -> Callables:
         """How the step is called."""
         return self.step.durable_step
+
+
+class _TaskAsStep:
+    """What a signature has for its task: in a workflow it starts a child, wherever Celery's canvas has copied it to."""
+
+    def __init__(self, step: InlineStep[Any, Any, Any], task: Any) -> None:
+        self._step = step
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._step(*args, **kwargs)
+
+    @property
+    def durable_step(self) -> Callables:
+        """How the step is called."""
+        return self._step.durable_step
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Send the task to its queue, or start it as a child."""
+        return self._step._sent(args, kwargs, options)
 
 
 def _is_pending(target: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,10 @@ from .installation import Installation
 TASK = "celery_durable.recover"
 #: Seconds that a sweep waits for a database that is away; the next one is due soon.
 _PATIENCE = 2.0
-#: The length of a crontab's tick, in seconds.
+#: What tells the ticks of calendars apart, in seconds.
 _MINUTE = 60.0
+#: How far back the last tick of a calendar is looked for: crontabs may be due each 29th of February.
+_FURTHEST = timedelta(days=3000)
 _TICKS = uuid.UUID("f0b7c1de-3c1e-4b6e-8a0d-2d6f2f1f9b1a")
 
 
@@ -64,16 +67,62 @@ def _watch(sender: Any, **kwargs: Any) -> None:
             return send(entry, producer=producer, advance=advance, **kwargs)
         if advance:
             entry = scheduler.reserve(entry)
-        # A copy: what this tick has for an id must not stay in the schedule.
-        named = copy.copy(entry)
-        named.options = {**(entry.options or {}), "task_id": _id_of_tick(entry, time.time())}
+        # A copy: what this tick has for an id must not stay in the schedule. Celery's entries say how they are copied,
+        # which is wrong of those of django-celery-beat.
+        named = object.__new__(type(entry))
+        vars(named).update(vars(entry), options={**(entry.options or {}), "task_id": _id_of_tick(entry, time.time())})
         return send(named, producer=producer, advance=False, **kwargs)
 
     scheduler.apply_async = apply_async
 
 
 def _id_of_tick(entry: Any, now: float) -> str:
-    """Return an id that any beat has for an entry in the same interval, or minute, of the clock."""
+    """Return an id that any beat has for an entry in the same interval of the clock, or since the same due time."""
     interval = getattr(entry.schedule, "run_every", None)
-    length = interval.total_seconds() if interval is not None else _MINUTE
-    return str(uuid.uuid5(_TICKS, f"{entry.name}\x00{math.floor(now / (length or _MINUTE))}"))
+    if interval is not None:
+        tick = math.floor(now / (interval.total_seconds() or _MINUTE))
+    else:
+        tick = math.floor(_last_due(entry.schedule, now) / _MINUTE)
+    return str(uuid.uuid5(_TICKS, f"{entry.name}\x00{tick}"))
+
+
+def _last_due(schedule: Any, now: float) -> float:
+    """Return when a calendar's schedule was last due, by its own arithmetic; now, if it doesn't say.
+
+    A beat that comes late, or was restarted and catches up, starts what was due then, not what is due now.
+    """
+    try:
+        return _newest(_due_after(schedule), datetime.fromtimestamp(now, schedule.tz)).timestamp()
+    except Exception:  # noqa: BLE001 - a schedule may be anybody's code
+        return now
+
+
+def _due_after(schedule: Any) -> Callable[[datetime], datetime]:
+    """Return what tells when a schedule is due next after a moment."""
+    then = object.__new__(type(schedule))  # copy.copy() would make it anew, without its app and its time zone
+    vars(then).update(vars(schedule))
+
+    def due_after(moment: datetime) -> datetime:
+        then.nowfun = lambda: moment
+        due: datetime = moment + then.remaining_estimate(moment)
+        return due
+
+    return due_after
+
+
+def _newest(due_after: Callable[[datetime], datetime], now: datetime) -> datetime:
+    """Return the newest due time until now: looked for further and further back, then closer and closer to now."""
+    minute = timedelta(seconds=_MINUTE)
+    back = minute
+    while (tick := due_after(now - back)) > now:
+        if back > _FURTHEST:
+            return now
+        back *= 2
+    late = now
+    while late - tick >= minute and tick < (following := due_after(tick)) <= now:
+        middle = tick + (late - tick) / 2
+        if (found := due_after(middle)) <= now:
+            tick = found
+        else:
+            tick, late = following, middle
+    return tick

@@ -27,10 +27,10 @@ _WHAT = "start workflows"
 def enqueue_many(signatures: Iterable[Any]) -> list[WorkflowHandle[Any]]:
     """Start many workflows, ``checkout.s(42)``, and return their handles in the same order.
 
-    Rows are written by the thousand, each thousand in one transaction, and messages are sent without waiting for one
-    another; otherwise each starts as by ``apply_async``. If this raises, some thousands may have been started: call it
-    again with the same task ids (``checkout.s(42).set(task_id="order-42")``), and each starts once. In a workflow they
-    are children, each started once in all attempts. In an ``outbox`` all start by the caller's commit.
+    A thousand rows are written in one statement, and their messages are then sent one by one, through one connection;
+    otherwise each starts as by ``apply_async``. If this raises, some thousands may have been started: call it again
+    with the same task ids (``checkout.s(42).set(task_id="order-42")``), and each starts once. In a workflow they are
+    children, each started once in all attempts. In an ``outbox`` all start by the caller's commit.
 
     Raises ConfigurationError for anything but signatures of workflows and of the tasks of one app, and what
     ``apply_async`` raises.

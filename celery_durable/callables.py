@@ -96,7 +96,12 @@ def caller_of(name: str) -> Attempt | None:
 
 
 async def off_the_loop(blocking: Callable[[], T]) -> T:
-    """Await something that blocks: in a thread, or on the asynchronous connection of an outbox."""
+    """Await something that blocks, in a thread."""
+    return await asyncio.to_thread(blocking)
+
+
+async def in_outbox(blocking: Callable[[], T]) -> T:
+    """Await what an outbox on an asynchronous connection takes; without one, in a thread."""
     run = runner()
     return await (asyncio.to_thread(blocking) if run is None else run(blocking))
 

@@ -8,7 +8,7 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 
-@click.group(help="Durable workflows: the database schema, and one sweep of the recovery.")
+@click.group(help="Durable workflows: the database schema, one sweep of the recovery, advice.")
 def durable() -> None:
     """The group that Celery finds by its entry point."""
 
@@ -53,6 +53,34 @@ def recover(ctx: click.Context) -> None:
     with _errors_in_one_line():
         for duty, count in installation.app.tasks[TASK]().items():
             click.echo(f"{duty}: {count}")
+
+
+@durable.command(cls=CeleryCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+@handle_preload_options
+def advise(ctx: click.Context, as_json: bool) -> None:
+    """Say which tasks look like workflows or steps, and what fights with durability; contact nobody."""
+    import json
+    import os
+    from dataclasses import asdict, replace
+
+    from .advice import advise
+
+    app = ctx.obj.app
+    try:
+        app.loader.import_default_modules()
+        app.finalize()
+    except Exception as error:
+        raise click.ClickException(f"The app can't be imported: {' '.join(str(error).split())}") from error
+    found = [replace(each, file=os.path.relpath(each.file) if each.file else "") for each in advise(app)]
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    for each in found:
+        place = f"{each.file}:{each.line}" if each.file else "settings"
+        click.echo(f"{place}: {each.task or 'the app'}: {each.what}. {each.remedy}.")
+    click.echo(f"{len(found)} findings" if found else "nothing to say")
 
 
 def _installation(ctx: click.Context) -> Any:

@@ -28,7 +28,7 @@ from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
 from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError, ends_process
 from .installation import Installation
-from .publisher import Start, birth_of, retries_of
+from .publisher import birth_of, retries_of, start_by_message
 from .request import NODE_PROPERTY
 from .step_events import is_watched
 from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
@@ -173,7 +173,8 @@ class _Message:
         """Write the row that its producer couldn't; False if the id is taken."""
         serializer = self.task.serializer or self.task.app.conf.task_serializer
         envelope = Envelope.of_request(self.request, serializer, self.task.name)
-        start = Start(self.max_crashes, bool(self.request.ignore_result))
+        ignored = bool(self.request.ignore_result)
+        start = start_by_message(self.task, max_crashes=self.max_crashes, ignore_result=ignored)
         birth = birth_of(self.installation, envelope, self.id, start)
         return self.workflows.publish(birth, patience=WHILE_ALIVE).born
 

@@ -57,7 +57,8 @@ def get_event(
 
     ``timeout`` is in seconds or a timedelta; when it has passed, or the other workflow has finished without publishing,
     ``default`` is returned. In a workflow this is a durable call, which waits without a worker and sees the same value
-    on every replay; anywhere else it asks the database again and again.
+    on every replay; anywhere else it asks the database again and again. An event of its own that a workflow hasn't set
+    can only come from another task of an async one: anywhere else it waits for ever without a ``timeout``.
 
     Raises WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """

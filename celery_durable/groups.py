@@ -1,19 +1,20 @@
-"""Celery's group of workflows, awaited in a workflow."""
+"""Celery's group of workflows and steps, awaited in a workflow."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from celery.result import GroupResult
 
-from .engine.context import current_attempt
+from .engine.context import current_attempt, current_step
 from .exceptions import ConfigurationError
 from .gather import gather
 from .handle import WorkflowHandle
 
 
 class DurableGroupResult(GroupResult):
-    """A group's result: in a workflow, ``get()`` of a group of workflows is a durable call, as ``gather``."""
+    """A group's result: in a workflow, ``get()`` is a durable call, as ``gather``."""
 
     def __init__(self, id: Any = None, results: Any = None, *args: Any, **kwargs: Any) -> None:
         _name_children(results)
@@ -22,7 +23,8 @@ class DurableGroupResult(GroupResult):
     def get(self, timeout: Any = None, propagate: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Return the results in order, or raise the first error; in a workflow it waits without a worker.
 
-        Raises ConfigurationError there for a group of chains or chords: a replay couldn't find their ends again.
+        Raises ConfigurationError there for a group of plain tasks, which nothing could wake it for, and of chains or
+        chords, whose ends a replay couldn't find again.
         """
         if self._is_durable():
             return gather(*self.results, return_exceptions=not propagate)
@@ -41,24 +43,41 @@ class DurableGroupResult(GroupResult):
         return super().join_native(timeout, propagate, *args, **kwargs)
 
     def _is_durable(self) -> bool:
-        if current_attempt() is None or not all(isinstance(each, WorkflowHandle) for each in self.results):
+        if current_attempt() is None:
             return False
-        if any(each.parent is not None for each in (self, *self.results)):
+        if current_step() is not None:
+            return any(isinstance(each, WorkflowHandle) for each in self.results)  # then gather says what a step can't
+        if any(each.parent is not None for each in (self, *self.results)) or _has_group(self.results):
             raise ConfigurationError(
-                "A workflow can await a group of workflows, but no chain or chord in it or before it: start a workflow "
-                "that calls them one after the other."
+                "A workflow can await a group of workflows and steps, but no chain or chord in it or before it: start "
+                "a workflow that calls them one after the other."
+            )
+        if not all(isinstance(each, WorkflowHandle) for each in self.results):
+            raise ConfigurationError(
+                "A workflow can await a group of workflows and steps, but this one has a plain task, whose end would "
+                "be waited for in the worker: put it into the group as durable.as_step(task).s(…)."
             )
         return True
 
 
-def _name_children(results: Any) -> None:
-    """Give the handles of a workflow's children the ids that these were first started with.
+def _has_group(results: Iterable[Any]) -> bool:
+    return any(isinstance(each, GroupResult) for each in results)
 
-    Celery makes new ids for a group each time, on a replay as well. What isn't a list isn't started yet.
+
+def _name_children(results: Any) -> None:
+    """Put handles of a workflow's children in place, under the ids that these were first started with.
+
+    Celery makes new ids for a group each time, on a replay as well, and takes steps for the plain tasks that they are
+    elsewhere. What isn't a list isn't started yet.
     """
     attempt = current_attempt()
     if attempt is None or not isinstance(results, list):
         return
-    for handle in results:
-        if isinstance(handle, WorkflowHandle):
-            handle.id = attempt.aliases.get(handle.id, handle.id)
+    for place, result in enumerate(results):
+        child = attempt.aliases.get(result.id)
+        if child is None:
+            continue
+        if isinstance(result, WorkflowHandle):
+            result.id = child
+        else:
+            results[place] = WorkflowHandle(child, app=result.app, backend=result.backend, parent=result.parent)

@@ -24,7 +24,7 @@ from .engine.loop import ON_LOOP
 from .engine.step import Answer, Call, StepSpec
 from .engine.wait import Ends
 from .engine.waiting import IN_THREAD, complete
-from .exceptions import ConfigurationError, NotAllowedInStep, NotInWorkflow
+from .exceptions import ConfigurationError, DurableError, NotAllowedInStep, NotInWorkflow
 from .installation import Installation, find
 from .outbox import forbid_in_outbox
 from .shapes import Shape
@@ -193,6 +193,8 @@ class WorkflowHandle(Result[R]):
 
     def _meta_of(self, row: WorkflowRow) -> dict[str, Any]:
         result, error = outcome_of(find(self.app), row)
+        if row.state == states.SUSPENDED:
+            error = DurableError(row.waiting_for)  # as a result backend has it
         return {
             "task_id": self.id,
             "status": states.CELERY[row.state],

@@ -13,6 +13,7 @@ from celery import Celery, _state
 
 from .config import Config, check_names, setting_names
 from .connections import DjangoConnections
+from .contrib.sentry import StepErrors
 from .engine.context import Engine, current_attempt
 from .engine.observer import Observers
 from .exceptions import NotInstalled
@@ -36,6 +37,7 @@ class Installation:
         self.observers.add(LogObserver())
         self.observers.add(StepEvents(app))
         self.observers.add(DjangoConnections())
+        self.observers.add(StepErrors())
         #: The node of this worker's main process, while there is one.
         self.node: Any = None
 
@@ -83,7 +85,12 @@ class Installation:
     @cached_property
     def store(self) -> Store:
         """Postgres, for tasks and callers; raises ConfigurationError."""
-        return self._store(Store.shared)
+        store = self._store(Store.shared)
+        if self.config.database is not None:
+            from .contrib.django.databases import release_before_drop
+
+            release_before_drop(store)
+        return store
 
     @cached_property
     def engine(self) -> Engine:

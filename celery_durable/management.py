@@ -25,7 +25,7 @@ from .store.rows import StoredMessage
 
 T = TypeVar("T")
 
-#: Most workflows that a filter may mean at once.
+#: Most workflows that a filter without a limit may mean.
 MOST = 10_000
 
 
@@ -33,8 +33,9 @@ def cancel_workflow(id: str, children: bool = False, app: Celery | None = None) 
     """End a workflow as CANCELLED at once, whatever its state; False if it had ended before.
 
     A step that runs isn't interrupted, unless it is ``cancellable``: it may still record its outcome, and no next one
-    starts. ``children``: with all that it has started, and what those have. Its ``on_cancel`` is started in the same
-    statement. In an ``outbox`` that is done by the caller's commit, and True is returned.
+    starts. Its ``on_cancel`` is started in the same statement. ``children``: with all that it has started, and what
+    those have; they are ended after it. If this dies or raises between, call it again: it still finds the children. In
+    an ``outbox`` that is done by the caller's commit, and True is returned.
 
     Raises WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
@@ -47,10 +48,11 @@ def cancel_workflows(
 ) -> list[str]:
     """End many workflows as CANCELLED, as ``cancel_workflow``: by ids, or by the filters of ``list_workflows``.
 
-    All of them or none: an id that doesn't exist raises WorkflowNotFound, and nothing is cancelled. Returns the ids of
-    those that hadn't ended before.
+    All of them or none: an id that doesn't exist raises WorkflowNotFound, and nothing is cancelled. Their ``children``
+    come after that, as with ``cancel_workflow``. Returns the ids of those that hadn't ended before.
 
-    Raises ValueError without ids and filters, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    Raises ValueError without ids and filters, and if more than 10,000 match and no ``limit`` is given;
+    NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
     chosen = _chosen(installation, ids, filters, states.LIVE)
@@ -78,7 +80,8 @@ def resume_workflows(
 
     All of them or none: if one of them can't be resumed, WorkflowConflict names it, and nothing is resumed.
 
-    Raises ValueError without ids and filters, WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
+    Raises ValueError without ids and filters, and if more than 10,000 match and no ``limit`` is given;
+    WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
     chosen = _chosen(installation, ids, filters, states.FINAL - {states.SUCCESS})
@@ -92,8 +95,8 @@ def fork_workflow(
     """Start a new workflow with the arguments of another one and what that had completed before a step.
 
     ``from_step`` is the key of a step, as ``list_workflow_steps`` shows it; None runs all steps anew. Steps that run
-    have other idempotency keys than those of the other workflow. Chains and links of it follow the new one, too; it is
-    no member of its group or chord.
+    have other idempotency keys than those of the other workflow. Chains and links of it follow the new one, too, which
+    has an ``on_cancel`` of its own; it is no member of its group or chord.
 
     Raises WorkflowNotFound; ValueError for a step that there isn't, with those that there are; WorkflowConflict if
     ``new_id`` is taken; NotAllowedInStep, NotInstalled, DatabaseUnavailable.
@@ -111,8 +114,8 @@ def fork_workflows(
 ) -> list[WorkflowHandle[Any]]:
     """Fork many workflows, as ``fork_workflow``: by ids, or by the filters of ``list_workflows``; all of them or none.
 
-    Raises ValueError without ids and filters, and if one of them has no such step; WorkflowNotFound, NotAllowedInStep,
-    NotInstalled, DatabaseUnavailable.
+    Raises ValueError without ids and filters, if one of them has no such step, and if more than 10,000 match and no
+    ``limit`` is given; WorkflowNotFound, NotAllowedInStep, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
     chosen = _chosen(installation, ids, filters, states.ALL)
@@ -148,8 +151,18 @@ def _chosen(
         return lambda: wanted
     if not filters:
         raise ValueError("Which workflows? Pass ids, or filters such as name=… or state=….")
-    asked = {"state": sorted(fitting), "limit": MOST, **filters}
-    return lambda: sorted(each.id for each in list_workflows(app=installation.app, **asked))
+    asked = {"state": sorted(fitting), "limit": MOST + 1, **filters}
+
+    def find_them() -> list[str]:
+        found = sorted(each.id for each in list_workflows(app=installation.app, **asked))
+        if "limit" not in filters and len(found) > MOST:
+            raise ValueError(
+                f"More than {MOST:,} workflows match, and nothing was done: narrow the filters, or pass limit=…, which "
+                "takes the newest ones, and call it again for the others."
+            )
+        return found
+
+    return find_them
 
 
 def _cancel(installation: Installation, ids: Sequence[str], children: bool) -> list[str]:
@@ -200,9 +213,16 @@ def _fork(installation: Installation, ids: Sequence[str], from_step: str | None,
     if not ids:
         return []
     _check_known(installation, ids)
+    workflows = installation.store.workflows
+    hooks = workflows.hooks_of(ids, patience=CALLER_PATIENCE)
     forks = [
-        _fork_of(installation, message, from_step, names[0] if names else _new_id(message.workflow_id))
-        for message in installation.store.workflows.messages_of(ids, patience=CALLER_PATIENCE)
+        Fork(
+            message.workflow_id,
+            _cut(installation, message.workflow_id, from_step),
+            _under(installation, message, names[0] if names else _new_id(message.workflow_id)),
+            _under(installation, hook, _new_id(hook.workflow_id)) if (hook := hooks.get(message.workflow_id)) else None,
+        )
+        for message in workflows.messages_of(ids, patience=CALLER_PATIENCE)
     ]
     published = _forked(installation, forks)
     _send(installation, [
@@ -228,10 +248,9 @@ def _forked(installation: Installation, forks: Sequence[Fork]) -> dict[str, date
             return {fork.message.workflow_id: datetime.now(timezone.utc) for fork in forks}
 
 
-def _fork_of(installation: Installation, message: StoredMessage, from_step: str | None, new_id: str) -> Fork:
-    envelope = Envelope.of_stored(message).under(new_id, accept=installation.codec.accept)
-    cut = _cut(installation, message.workflow_id, from_step)
-    return Fork(message.workflow_id, cut, envelope.stored(new_id, 0))
+def _under(installation: Installation, message: StoredMessage, new_id: str) -> StoredMessage:
+    """Return a message for another workflow, which begins anew."""
+    return Envelope.of_stored(message).under(new_id, accept=installation.codec.accept).stored(new_id, 0)
 
 
 def _cut(installation: Installation, workflow_id: str, from_step: str | None) -> int:

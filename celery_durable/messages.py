@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery
 
 from . import outbox
-from .callables import off_the_loop
+from .callables import in_outbox
 from .calls import awaited, bind, caller_of, check_name, forbid_in_plain_function, only_in_workflow, run_here
 from .client import CALLER_PATIENCE
 from .config import timeout_of
@@ -62,7 +62,7 @@ def asend(
     attempt = caller_of("send messages")
     name, idempotency_key = _topic(topic), _key(idempotency_key)
     if attempt is None:
-        return off_the_loop(partial(_send, find(app), check_id(workflow_id), message, name, idempotency_key))
+        return in_outbox(partial(_send, find(app), check_id(workflow_id), message, name, idempotency_key))
     posting = _posting(attempt, workflow_id, message, name, idempotency_key)
     return awaited(attempt, posting, "durable.send(…)")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 import uuid
 from collections import deque
@@ -31,6 +32,10 @@ _NO_PATIENCE = 0.0
 _AT_STOP = 5.0
 _EXIT_WAIT = 2.0
 _LONGEST_TURN = 60.0
+#: Seconds until a message is sent again whose task this worker hasn't got, and how many of them are in a second: if
+#: nobody has the task, they go round and round.
+_LEFT_FOR = 3.0
+_MOST_LEFT = 100
 
 _Pids = dict[str, int | None]
 
@@ -58,6 +63,7 @@ class Node(Loop):
         self._recovery = installation.recovery(self._send, store=self._store, patience=_NO_PATIENCE)
         self._listener = installation.listener()
         self._lost, self._killed, self._revoked = _Box(lock()), _Box(lock()), _Box(lock())
+        self._left, self._pace = _Box(lock()), Pace(_LEFT_FOR, _MOST_LEFT)
         self._cancelled: deque[Any] = deque()
         self._pool_pids: Callable[[], set[int]] = set
         self._notice_deaths: Callable[[], None] = lambda: None
@@ -103,6 +109,12 @@ class Node(Loop):
         for workflow_id in filter(is_id, ids):
             self._revoked.add(workflow_id, None)
         self.bell.ring()
+
+    def leave_to_others(self, workflow_id: Any) -> None:
+        """This worker has taken a message whose task it hasn't got."""
+        if is_id(workflow_id):
+            self._left.add(workflow_id, None)
+            self.bell.ring()
 
     def wake_in(self, seconds: float) -> None:
         """A workflow of this worker waits for so long."""
@@ -168,7 +180,8 @@ class Node(Loop):
 
     def _flush(self) -> bool:
         """Say what waits to be said; True if all of it could be."""
-        return all([self.attempt(duty) for duty in (self._cancel, self._confirm, self._rescue, self._hand_over)])
+        sayings = self._cancel, self._confirm, self._rescue, self._hand_over, self._leave_to_others
+        return all([self.attempt(saying) for saying in sayings])
 
     def _confirm(self) -> None:
         delivered = self._registry.delivered()
@@ -199,6 +212,13 @@ class Node(Loop):
                 self._store.workflows.hand_over(self.id, killed, patience=_NO_PATIENCE)
                 self._registry.let_go(killed)
                 self._recovery.republish()
+
+    def _leave_to_others(self) -> None:
+        with self._left.taken() as left:
+            if left:
+                delays = {workflow_id: self._pace.next() for workflow_id in left}
+                self._store.workflows.leave_to_others(delays, patience=_NO_PATIENCE)
+                self.wake_in(min(delays.values()))
 
     def _cancel(self) -> None:
         with self._revoked.taken() as revoked:
@@ -272,6 +292,28 @@ class Node(Loop):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
+
+
+class Pace:
+    """Spreads what is to be done again: some seconds later, and so much at most in each second."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._due = -math.inf
+        self._room = 0
+
+    def next(self) -> float:
+        """Return the seconds until it is the next one's turn."""
+        now = time.monotonic()
+        if self._due < now + self._seconds:
+            # Not always the same distance: the same worker might be the next to ask the broker each time.
+            jitter = random.random()  # noqa: S311 - keeps no secret
+            self._due, self._room = now + self._seconds + jitter, self._most
+        elif not self._room:
+            self._due, self._room = self._due + 1.0, self._most
+        self._room -= 1
+        return self._due - now
 
 
 class _Box:

@@ -6,15 +6,13 @@ import sys
 from collections.abc import Callable, Collection
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from .engine.context import current_attempt, current_step
 from .exceptions import ConfigurationError, NotAllowedInStep, WorkflowNotFound
 from .installation import Installation
 from .store import Birth, Host, Letter, Outgoing, PsycopgHost
 from .store.rows import Published
-
-T = TypeVar("T")
 
 
 class Box:
@@ -23,6 +21,7 @@ class Box:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._installation: Installation | None = None
+        self.is_over = False
 
     def publish(self, birth: Birth) -> tuple[Published, str | None]:
         """Write a new workflow, which starts when the caller has committed; return the task that has its id, too."""
@@ -57,10 +56,14 @@ class Box:
         assert self._installation is not None
         return Outgoing(self._host, self._installation.config.schema)
 
+    @property
+    def run(self) -> Callable[[Callable[[], Any]], Any] | None:
+        """How something that blocks is awaited on an asynchronous connection; None: this isn't one."""
+        run: Callable[[Callable[[], Any]], Any] | None = getattr(self._host, "run_sync", None)
+        return run
+
 
 _box: ContextVar[Box | None] = ContextVar("celery_durable_outbox", default=None)
-#: How something that blocks runs on an asynchronous connection.
-_runner: ContextVar[Callable[[Callable[[], Any]], Any] | None] = ContextVar("celery_durable_runner", default=None)
 
 
 class outbox:  # noqa: N801 - reads as the context manager that it is
@@ -82,43 +85,44 @@ class outbox:  # noqa: N801 - reads as the context manager that it is
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._undo: list[Callable[[], None]] = []
+        self._opened: list[tuple[Box, Token[Box | None]]] = []
 
     def __enter__(self) -> None:
-        _forbid_where_none_is_needed()
-        host = _host(self._connection)
-        if _runs(host) is not None:
+        box = self._box()
+        if box.run is not None:
             raise TypeError("An asynchronous connection needs `async with durable.outbox(…)`.")
-        self._set(_box, Box(host))
+        self._open(box)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        while self._undo:
-            self._undo.pop()()
+        box, token = self._opened.pop()
+        # Tasks and threads that were made in the block have inherited the box.
+        box.is_over = True
+        _box.reset(token)
 
     async def __aenter__(self) -> None:
-        _forbid_where_none_is_needed()
-        host = _host(self._connection)
-        run = _runs(host)
-        if run is None:
+        box = self._box()
+        if box.run is None:
             raise TypeError(f"This connection needs `with durable.outbox(…)`: {self._connection!r:.100} isn't async.")
-        self._set(_box, Box(host))
-        self._set(_runner, run)
+        self._open(box)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, traceback)
 
-    def _set(self, variable: ContextVar[T | None], value: T) -> None:
-        token: Token[T | None] = variable.set(value)
-        self._undo.append(lambda: variable.reset(token))
+    def _box(self) -> Box:
+        _forbid_where_none_is_needed()
+        return Box(_host(self._connection))
+
+    def _open(self, box: Box) -> None:
+        self._opened.append((box, _box.set(box)))
 
 
 def current(installation: Installation) -> Box | None:
     """Return the outbox that the calling code is in: an open one, or a transaction that needs none to be opened."""
-    box = _box.get()
+    box = _open_box()
     if box is not None:
         return box.of(installation)
     host = installation.surrounding()
@@ -127,13 +131,19 @@ def current(installation: Installation) -> Box | None:
 
 def forbid_in_outbox(what: str) -> None:
     """Raise NotAllowedInStep in an outbox."""
-    if _box.get() is not None:
+    if _open_box() is not None:
         raise NotAllowedInStep(f"An outbox can't {what}: nothing in it has happened before its transaction commits.")
 
 
 def runner() -> Callable[[Callable[[], Any]], Any] | None:
     """Return how something that blocks is awaited in an outbox on an asynchronous connection; None anywhere else."""
-    return _runner.get()
+    box = _open_box()
+    return None if box is None else box.run
+
+
+def _open_box() -> Box | None:
+    box = _box.get()
+    return None if box is None or box.is_over else box
 
 
 def _forbid_where_none_is_needed() -> None:
@@ -156,8 +166,3 @@ def _host(connection: Any) -> Host:
         finders.append(transactions.host_of)
     found = (find(connection) for find in finders)
     return next((host for host in found if host is not None), None) or PsycopgHost(connection)
-
-
-def _runs(host: Host) -> Callable[[Callable[[], Any]], Any] | None:
-    run: Callable[[Callable[[], Any]], Any] | None = getattr(host, "run_sync", None)
-    return run

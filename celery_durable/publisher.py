@@ -272,14 +272,10 @@ class Publication:
             max_crashes=max_crashes,
             ignore_result=self.ignore_result,
             delay=seconds_until(self.task.app, self.options.pop("countdown", None), self.options.pop("eta", None)),
-            timeout=None if timeout is None else seconds(timeout, "workflow_timeout"),
+            timeout=timeout_of(timeout),
             deduplication_id=None if deduplication_id is None else check_id(deduplication_id, "deduplication_id"),
-            on_cancel=None if on_cancel is None else unpublished(self._signature(on_cancel)).birth,
+            on_cancel=_compensation(self.task, on_cancel),
         )
-
-    def _signature(self, on_cancel: Any) -> Any:
-        # In the options of a cloned signature it is a plain dict.
-        return maybe_signature(on_cancel, app=self.task.app) if isinstance(on_cancel, dict) else on_cancel
 
     def _id(self, task_id: str | None, call: Call | None) -> str:
         if task_id is not None:
@@ -305,7 +301,7 @@ class Publication:
                 self.attempt.successor_delay = self.delay or 0.0
             return self.id
         started = self.producer.started or self.id
-        if self.attempt is not None and started != self.id:
+        if self.attempt is not None:
             self.attempt.aliases[self.id] = started
         return str(started)
 
@@ -319,6 +315,29 @@ class Unpublishing:
         """Return the producer."""
         self.kept = Unpublished(installation, start)
         return self.kept
+
+
+def start_by_message(task: Any, *, max_crashes: int, ignore_result: bool) -> Start:
+    """Return how a task is started by the message of a producer that doesn't have us: as it was declared."""
+    return Start(
+        max_crashes=max_crashes,
+        ignore_result=ignore_result,
+        timeout=timeout_of(task.workflow_timeout),
+        on_cancel=_compensation(task, task.on_cancel),
+    )
+
+
+def timeout_of(workflow_timeout: Any) -> float | None:
+    """Return a ``workflow_timeout`` in seconds."""
+    return None if workflow_timeout is None else seconds(workflow_timeout, "workflow_timeout")
+
+
+def _compensation(task: Any, on_cancel: Any) -> Birth | None:
+    if on_cancel is None:
+        return None
+    # In the options of a cloned signature it is a plain dict.
+    signature = maybe_signature(on_cancel, app=task.app) if isinstance(on_cancel, dict) else on_cancel
+    return unpublished(signature).birth
 
 
 def unpublished(signature: Any) -> Unpublished:

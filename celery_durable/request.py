@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from .config import LONGEST
+from .config import LONGEST, seconds
 from .envelope import HEADER, TIMEOUT_HEADER, is_id
 from .installation import registered
 from .step_events import WATCHED_PROPERTY, sends_task_events
@@ -89,9 +89,14 @@ class DurableRequest(Request):
             return
         if (published := _published(self.durable)) is not None:
             self.node.accepted(printable(str(self.durable.get("queue"))), published)
-        timeout = self._request_dict.get(TIMEOUT_HEADER)
+        timeout = self._request_dict.get(TIMEOUT_HEADER) if self.durable else self._declared_timeout()
         if isinstance(timeout, int | float) and 0 < timeout < LONGEST:
             self.node.wake_in(timeout)
+
+    def _declared_timeout(self) -> float | None:
+        """A foreign message starts a workflow as its task was declared."""
+        timeout = self.task.workflow_timeout
+        return None if timeout is None else seconds(timeout, "workflow_timeout")
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The attempt has ended otherwise than by returning; a lost process isn't a failure of the workflow."""

@@ -26,7 +26,7 @@ from celery import Task, shared_task
 from celery.exceptions import Retry
 
 from . import inline, registration
-from .callables import Callables, caller_of, off_the_loop
+from .callables import Callables, caller_of, in_outbox
 from .calls import forbid_in_plain_function, forbid_in_step
 from .delivery import deliver
 from .engine import loop
@@ -230,7 +230,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         forbid_in_step(f"start the workflow {self.name}")
         forbid_in_plain_function(f"start the workflow {self.name}")
         call = self._child_call(args, kwargs, None, None)
-        return _carried(off_the_loop(functools.partial(self._started, args, kwargs, None, call, {})))
+        return _carried(in_outbox(functools.partial(self._started, args, kwargs, None, call, {})))
 
     def astart(self, signature: Any) -> Coroutine[Any, Any, WorkflowHandle[R]]:
         """Return what is awaited to start a workflow by its signature, without blocking the event loop."""
@@ -238,7 +238,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         call = self._child_call(signature.args, signature.kwargs, options.get("task_id"), None)
         task_id = options.pop("task_id", None)
         start = functools.partial(self._started, signature.args, signature.kwargs, task_id, call, options)
-        return _carried(off_the_loop(start))
+        return _carried(in_outbox(start))
 
     def _child_call(self, args: Any, kwargs: Any, task_id: str | None, producer: Any) -> Call | None:
         """Settle the key of a start that a workflow makes; None for any other, and for Celery's own retry."""

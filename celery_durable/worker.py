@@ -98,6 +98,9 @@ class UnknownTaskStep(bootsteps.StartStopStep):
                 headers.get("task"), headers.get("id"),
             )  # fmt: skip
             message.ack_log_error(logger, consumer.connection_errors)
+            node = installed_on(consumer.app).node
+            if node is not None:
+                node.leave_to_others(headers.get("id"))
 
         on_unknown_task.durable = True  # type: ignore[attr-defined]
         consumer.on_unknown_task = on_unknown_task

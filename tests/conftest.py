@@ -1,6 +1,7 @@
 """The fixtures live in `tests/fixtures/`, one noun a file."""
 
 pytest_plugins = [
+    "tests.fixtures.fix_bakery",
     "tests.fixtures.fix_broker",
     "tests.fixtures.fix_browser",
     "tests.fixtures.fix_ledger",

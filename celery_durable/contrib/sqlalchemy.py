@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 _PARAMETER = re.compile(r"%\((\w+)\)s")
+_BLOCKING = (
+    "An atomic step has its transaction in one thread: give atomic= an engine by create_engine() with a driver that "
+    "blocks, such as postgresql+psycopg."
+)
 
 
 class SqlalchemyHost:
@@ -120,6 +124,8 @@ class EnginePlace:
             raise ConfigurationError(
                 f"A step can be atomic in Postgres only, and this engine leads to {engine.dialect.name}."
             )
+        if engine.dialect.is_async:
+            raise ConfigurationError(_BLOCKING)
         self.name = f"The database of {engine.url!r}"
         self._engine = engine
         self._make_session = make_session
@@ -157,12 +163,24 @@ def host_of(connection: Any) -> SqlalchemyHost | None:
     if asyncio and isinstance(connection, asyncio.AsyncSession):
         return AsyncHost(connection.sync_session.connection, connection)
     if asyncio and isinstance(connection, asyncio.AsyncConnection):
-        return AsyncHost(lambda: _opened(connection), connection)
+        opened = _opened(connection)
+        return AsyncHost(lambda: opened, connection)
     return None
 
 
 def place_of(value: Any) -> EnginePlace | None:
-    """Return an engine, or a sessionmaker that has one, as a place for atomic steps; None for anything else."""
+    """Return an engine, or a sessionmaker that has one, as a place for atomic steps; None for anything else.
+
+    Raises ConfigurationError for what a step can't have its transaction in.
+    """
+    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    if asyncio and isinstance(value, asyncio.AsyncEngine | asyncio.async_sessionmaker):
+        raise ConfigurationError(_BLOCKING)
+    if isinstance(value, Session | scoped_session):
+        raise ConfigurationError(
+            "A step is atomic in a session of its own: give atomic= the sessionmaker, or the engine, and use "
+            "durable.current.session in the body."
+        )
     if isinstance(value, Engine):
         return EnginePlace(value, Session)
     if isinstance(value, sessionmaker):
@@ -182,4 +200,7 @@ def _opened(connection: AsyncConnection) -> Connection:
 @lru_cache(maxsize=64)
 def _statement(sql: str) -> TextClause:
     """Return a statement of ours as SQLAlchemy writes it for any driver."""
-    return text(_PARAMETER.sub(r"(:\1)", sql).replace("%%", "%"))
+    between = _PARAMETER.split(sql)
+    between[::2] = [each.replace("%%", "%").replace(":", r"\:") for each in between[::2]]
+    between[1::2] = [f"(:{name})" for name in between[1::2]]
+    return text("".join(between))

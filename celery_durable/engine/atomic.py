@@ -131,9 +131,9 @@ class _Elsewhere:
             is_kept = transaction.keep(mark, outcome.checkpoint.payload)
             if not is_kept:
                 transaction.abandon()
-        found = Ended(checkpoint=outcome.checkpoint) if is_kept else self.find()
-        assert found is not None, "what isn't this attempt's turn ends it, or has a value"
-        return found
+        if is_kept:
+            return Ended(checkpoint=outcome.checkpoint)
+        return self.find() or self.call()
 
     def find(self, *, patience: float = WHILE_ALIVE) -> Ended | None:
         """Return the value that was committed there; if there is none, no earlier try can commit any more."""

@@ -27,6 +27,10 @@ CREATE TABLE {schema}.migration (
 );"""
 _NOTE = "INSERT INTO {schema}.migration (number) VALUES (%s);"
 
+_EMPTY = """
+TRUNCATE {schema}.workflow, {schema}.node, {schema}.input, {schema}.output, {schema}.checkpoint, {schema}.message,
+    {schema}.event, {schema}.awaiting, {schema}.on_cancel, {schema}.cancellation;"""
+
 
 @cache
 def migrations() -> dict[int, str]:
@@ -52,6 +56,13 @@ def drop(url: str, schema: str) -> None:
     """Remove the schema, with all that is in it."""
     with _connected(url) as connection:
         connection.execute(_in(schema, "DROP SCHEMA IF EXISTS {schema} CASCADE"))
+
+
+def clear(url: str, schema: str) -> None:
+    """Remove all workflows, if the schema is there and up to date; for tests."""
+    with _connected(url) as connection:
+        if not missing(version_of(connection, schema)):
+            connection.execute(_in(schema, _EMPTY))
 
 
 def missing_in(url: str, schema: str) -> list[int]:

@@ -111,5 +111,6 @@ _NOT_WELL = {
 
 
 def brief(error: Exception) -> str:
-    """Return what an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return what an error says, on one line; of one that SQLAlchemy has wrapped, without statement and parameters."""
+    said = getattr(error, "orig", None) or error
+    return " ".join(str(said).split()) or type(said).__name__

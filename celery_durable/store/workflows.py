@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -65,6 +65,8 @@ class Fork:
     #: The steps before this one, by their place.
     cut: int
     message: StoredMessage
+    #: What is started when it is cancelled or given up.
+    on_cancel: StoredMessage | None
 
 
 class Workflows:
@@ -128,6 +130,10 @@ class Workflows:
     def unsent(self, ids: Collection[str], *, patience: float) -> None:
         """Note that these messages couldn't be sent."""
         self._run("unsent", patience, ids=list(ids))
+
+    def leave_to_others(self, delays: Mapping[str, float], *, patience: float) -> None:
+        """Note that a worker without their task took these messages: each is sent again in so many seconds."""
+        self._run("leave_to_others", patience, ids=list(delays), delays=list(delays.values()))
 
     def names_of(self, ids: Collection[str], *, patience: float) -> dict[str, str]:
         """Return the tasks that have taken these ids, by id."""
@@ -272,6 +278,9 @@ class Workflows:
                 envelopes=[fork.message.envelope for fork in forks], bodys=[fork.message.body for fork in forks],
                 content_types=[fork.message.content_type for fork in forks],
                 content_encodings=[fork.message.content_encoding for fork in forks], republish_after=republish_after,
+                hooks=[fork.on_cancel and fork.on_cancel.workflow_id for fork in forks],
+                hook_envelopes=[fork.on_cancel and fork.on_cancel.envelope for fork in forks],
+                hook_bodys=[fork.on_cancel and fork.on_cancel.body for fork in forks],
             )  # fmt: skip
         except errors.UniqueViolation as error:
             raise WorkflowConflict("The id for a fork is taken: choose another new_id.") from error
@@ -280,6 +289,11 @@ class Workflows:
     def messages_of(self, ids: Collection[str], *, patience: float) -> list[StoredMessage]:
         """Return the stored messages of workflows."""
         return [StoredMessage(*row) for row in self._run("message_of", patience, ids=list(ids))]
+
+    def hooks_of(self, ids: Collection[str], *, patience: float) -> dict[str, StoredMessage]:
+        """Return the messages of what is started when these workflows are cancelled, by the workflows' ids."""
+        rows = self._run("hooks_of", patience, ids=list(ids))
+        return {workflow_id: StoredMessage(hook, None, 0, *message) for workflow_id, hook, *message in rows}
 
     def expired(self, ids: Collection[str], *, verdict: Payload, patience: float) -> list[str]:
         """End workflows that weren't started in time, as Celery's ``expires`` has it."""

@@ -121,6 +121,19 @@ FROM run LEFT JOIN saved ON true
 UPDATE {schema}.workflow SET publish_at = clock_timestamp(), published_at = NULL
 WHERE id = ANY(%(ids)s) AND state = 'ENQUEUED'
 
+-- name: leave_to_others
+-- A worker that hasn't got their task has taken these messages. None is lost, for each of them has come: they are sent
+-- once more after their delay, which doesn't grow.
+WITH waiting AS (
+    SELECT w.id, r.delay
+    FROM {schema}.workflow w JOIN unnest(%(ids)s::text[], %(delays)s::float8[]) AS r (id, delay) ON r.id = w.id
+    WHERE w.state = 'ENQUEUED' OR NOT w.dispatched AND w.node IS NULL
+    ORDER BY w.id FOR NO KEY UPDATE OF w
+)
+UPDATE {schema}.workflow w SET published_at = NULL, publishes = 0,
+    publish_at = CASE WHEN w.state = 'ENQUEUED' THEN clock_timestamp() + make_interval(secs => waiting.delay) END
+FROM waiting WHERE w.id = waiting.id
+
 -- name: claim
 -- One process takes an enqueued workflow and loads its history. The attempt must be the one that this
 -- statement's own snapshot saw, so that every earlier attempt's checkpoints are in it. The same token again
@@ -344,11 +357,13 @@ SELECT seq, workflow, children FROM {schema}.cancellation ORDER BY seq LIMIT %(l
 DELETE FROM {schema}.cancellation WHERE seq = ANY(%(seqs)s::bigint[])
 
 -- name: fork
--- New workflows begin with what others had completed before a step, all of them or none; each is enqueued at once.
+-- New workflows begin with what others had completed before a step, all of them or none; each is enqueued at once, and
+-- has a compensation of its own if the other one has one.
 WITH asked AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::text[], %(sources)s::text[], %(cuts)s::integer[], %(envelopes)s::text[], %(bodys)s::bytea[],
-        %(content_types)s::text[], %(content_encodings)s::text[])
-        AS r (id, source, cut, envelope, body, content_type, content_encoding)
+        %(content_types)s::text[], %(content_encodings)s::text[], %(hooks)s::text[], %(hook_envelopes)s::text[],
+        %(hook_bodys)s::bytea[])
+        AS r (id, source, cut, envelope, body, content_type, content_encoding, hook, hook_envelope, hook_body)
 ), born AS (
     INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, root_id, forked_from, publish_at,
         published_at)
@@ -368,8 +383,20 @@ WITH asked AS MATERIALIZED (
         c.wake_at, c.started_at, c.at
     FROM asked JOIN born ON born.id = asked.id
     JOIN {schema}.checkpoint c ON c.workflow = asked.source AND c.seq < asked.cut AND c.ok IS NOT NULL
+), hooked AS (
+    INSERT INTO {schema}.on_cancel
+        (workflow, id, name, queue, max_crashes, timeout, envelope, body, content_type, content_encoding)
+    SELECT born.id, asked.hook, o.name, o.queue, o.max_crashes, o.timeout, asked.hook_envelope, asked.hook_body,
+        o.content_type, o.content_encoding
+    FROM asked JOIN born ON born.id = asked.id JOIN {schema}.on_cancel o ON o.workflow = asked.source
+    WHERE asked.hook IS NOT NULL
 )
 SELECT id, published_at FROM born
+
+-- name: hooks_of
+-- The messages of what is started when workflows are cancelled or given up.
+SELECT o.workflow, o.id, o.envelope, o.body, o.content_type, o.content_encoding
+FROM {schema}.on_cancel o WHERE o.workflow = ANY(%(ids)s::text[])
 
 -- name: message_of
 -- The stored message of workflows.

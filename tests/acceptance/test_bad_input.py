@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -12,7 +14,8 @@ from celery import Celery
 
 from celery_durable.exceptions import ConfigurationError, DurableError, PayloadTooLarge, SerializationError
 from tests.fixtures.fix_wait import wait_until
-from tests.fixtures.site import Site, load_shop
+from tests.fixtures.site import FAST, Site, load_shop
+from tests.fixtures.workers import Worker
 
 
 @pytest.fixture
@@ -38,9 +41,40 @@ def test_a_task_that_this_worker_has_not(site: Site) -> None:
     assert site.finished(handle.id).result == "extended a"
 
 
-def load_extended(site: Site) -> Any:
+def test_a_worker_without_the_task_beside_one_with_it(site: Site) -> None:
+    """Both take its messages; those that the one leaves to the other come again in seconds, however often."""
+    settings = {**FAST, "republish_after": 600}
+    other = load_extended(site, DURABLE_SETTINGS=json.dumps(settings))
+    without = site.workers.start(settings=settings)
+    handles = [other.extended.delay(str(number)) for number in range(10)]
+    wait_until(lambda: left_by(without) >= 10, message="all have come to the worker that hasn't the task")
+    site.workers.start(settings=settings, env={"SHOP_EXTENSION": "1"})
+    # Each comes again three to four seconds later, to one of the two: that all ten come to the wrong one twenty times
+    # is once in a hundred thousand runs.
+    states = "SELECT count(*) FROM celery_durable.workflow WHERE state = 'SUCCESS'"
+    wait_until(lambda: site.sql.value(states) == 10, 20 * 4, lambda: f"ten are done:\n{site.workers.logs()}")
+    assert sorted(site.status(each.id).result for each in handles) == [f"extended {number}" for number in range(10)]
+
+
+def test_nobody_has_the_task(site: Site) -> None:
+    """Its messages go round, but not faster than each in three seconds."""
+    other = load_extended(site)
+    without = site.workers.start()
+    began = time.monotonic()
+    for number in range(10):
+        other.extended.delay(str(number))
+    wait_until(lambda: left_by(without) >= 30, message="each has come three times")
+    assert time.monotonic() - began > 2 * 3
+
+
+def left_by(worker: Worker) -> int:
+    """How many messages a worker has left to others."""
+    return worker.log.count("isn't registered on this worker")
+
+
+def load_extended(site: Site, **env: str) -> Any:
     """The shop of a producer that has one task more."""
-    return load_shop({**site.workers.env, "SHOP_EXTENSION": "1"})
+    return load_shop({**site.workers.env, "SHOP_EXTENSION": "1", **env})
 
 
 def test_a_garbage_body(standing_site: Site, name: str) -> None:

@@ -241,14 +241,16 @@ def test_stamps_reach_every_workflow_of_a_canvas(site: Site, tasks: Any, name: s
 
 
 def test_callers_see_a_wait_as_a_retry(site: Site, tasks: Any, name: str) -> None:
-    """A member of a canvas that waits is RETRY to Celery, with the reason."""
-    result = chain(tasks.naps.si(name, 1, seconds=600), site.shop.note_last.s(name), app=site.shop.app).delay()
+    """A member of a canvas that waits is RETRY to Celery, with the reason; if it is cancelled, nothing follows it."""
+    waiting = tasks.naps.si(name, 1, seconds=600).set(link_error=site.shop.note_error.s(label=name))
+    result = chain(waiting, site.shop.note_last.s(name), app=site.shop.app).delay()
     first = result.parent
     wait_until(lambda: site.status(first.id).state == "SUSPENDED", message="the workflow waits")
     assert first.state == "RETRY"
     assert "sleep" in str(first.info)
     durable.cancel_workflow(first.id, app=site.shop.app)
     assert site.finished(first.id).state == "CANCELLED"
+    wait_until(lambda: site.status(first.id).dispatched, message="Celery has dealt with the end")
     assert notes(site, name) == []
 
 

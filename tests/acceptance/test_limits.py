@@ -7,16 +7,18 @@ import time
 
 import psutil
 import pytest
+from celery import Celery
 
 import celery_durable as durable
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.ledger import Entry
-from tests.fixtures.site import Site
+from tests.fixtures.site import FAST, Site
 from tests.fixtures.workers import is_alive
 
 pytestmark = pytest.mark.oldest
 
 LIMIT = 0.5
+BORN = "SELECT count(*) FROM celery_durable.workflow WHERE id = %s"
 
 
 @pytest.fixture
@@ -107,6 +109,31 @@ def test_a_blocking_step_is_interrupted(site: Site, pool: str) -> None:
     assert site.finished(hurried.id, timeout=10).state == "CANCELLED"
     assert time.monotonic() - began < 8
     site.reaches("endured", "h")
+
+
+@pytest.mark.parametrize("start", ["by us", "by name"])
+def test_a_workflow_ends_at_its_deadline(site: Site, start: str) -> None:
+    """Within a second, running or waiting, long before a sweep; its compensation is started. Whoever has started it."""
+    site.workers.start(concurrency=2, settings={**FAST, "recovery_interval": 60})
+    site.finished(site.shop.number.delay(1).id)
+    site.gates.close("runs-0")
+    stranger = Celery("stranger", broker=site.workers.env["BROKER_URL"], set_as_current=False)
+    for how in ("runs", "waits"):
+        if start == "by us":
+            site.shop.in_time.apply_async((how, how), task_id=how)
+        else:
+            queue = site.workers.env["CELERY_DURABLE_TEST_QUEUE"]
+            stranger.send_task(site.shop.in_time.name, (how, how), task_id=how, queue=queue)
+            wait_until(lambda how=how: site.sql.value(BORN, how), message="the foreign message gave birth")
+    for how in ("runs", "waits"):
+        status = site.finished(how, timeout=10)
+        assert (status.state, status.attempt) == ("CANCELLED", 1)
+        assert status.started_at is not None
+        assert status.finished_at is not None
+        assert 1.5 <= (status.finished_at - status.started_at).total_seconds() < 2.5
+        (compensation,) = durable.list_workflows(parent_id=how, app=site.shop.app)
+        assert site.finished(compensation.id, timeout=10).result == "undone"
+    site.gates.open("runs-0")
 
 
 def test_in_threads_a_step_looks_for_itself(site: Site) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+import celery_durable as durable
 from celery_durable.installation import installed_on
 from tests.fixtures.fix_wait import wait_until
-from tests.fixtures.site import Site
+from tests.fixtures.site import FAST, Site
 
 pytestmark = pytest.mark.crash
 
@@ -40,6 +41,23 @@ def test_a_pool_runs_and_recovers(site: Site, pool: str) -> None:
     status = site.finished(handle.id)
     assert (status.result, status.attempt, status.crashes) == ([0, 10, 20], 2, 1)
     assert site.work_of("a") == [1, 2, 1]
+
+
+@pytest.mark.parametrize("pool", sorted(POOLS.keys() - {"prefork"}))
+def test_a_pool_waits(site: Site, pool: str) -> None:
+    """A sleep, messages and children give the place back, and each ends long before a sweep could help it."""
+    settings = {**FAST, "suspend_after": 0.2, "recovery_interval": 60}
+    site.workers.start(pool=pool, env=POOLS[pool], concurrency=2, settings=settings)
+    assert site.finished(site.shop.number.delay(1).id).result == 1
+    sleeper, fan = site.shop.sleeper.delay(1), site.shop.fan_out.delay(4)
+    receivers = [site.shop.receiver.delay() for _ in range(4)]
+    for each in receivers:
+        wait_until(lambda each=each: site.status(each.id).state == "SUSPENDED", message="it waits for a message")
+    for number, each in enumerate(receivers):
+        durable.send(each.id, number, app=site.shop.app)
+    assert [site.finished(each.id).result[0] for each in receivers] == [0, 1, 2, 3]
+    assert site.finished(fan.id).result == 6
+    assert [site.finished(each.id).attempt for each in (sleeper, *receivers)] == [2] * 5
 
 
 def test_eventlet_without_its_wait_function(site: Site) -> None:

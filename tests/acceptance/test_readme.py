@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures.brokers import Broker
+from tests.fixtures.fix_django import django_settings
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.pages import CHECKOUT, blocks, patched, read
@@ -26,8 +27,9 @@ INSTALL = 'durable.install(app, database_url="postgresql://localhost/shop")'
 BROKER = "redis://localhost:6379/0"
 DJANGO = """
 SECRET_KEY = "test"
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
-INSTALLED_APPS = ["shop"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", **DATABASE}}
+INSTALLED_APPS += ["django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes",
+                   "django.contrib.messages", "django.contrib.sessions"]
 """
 DJANGO_SESSION = """
 import django
@@ -38,8 +40,10 @@ from shop.celery import app
 app.loader.import_default_modules()
 assert "shop.tasks.welcome" in app.tasks
 from shop.tasks import welcome
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
 with transaction.atomic():
-    welcome.delay_on_commit(7)
+    welcome.delay(7)
     assert durable.list_workflows() == []
 (started,) = durable.list_workflows()
 assert (started.name, started.args, started.state) == ("shop.tasks.welcome", (7,), "ENQUEUED")
@@ -181,16 +185,17 @@ def test_the_session(reader: Reader, backoffice: Backoffice) -> None:
     assert len(backoffice.of("charges", "order-20")) == 1
 
 
-def test_django(tmp_path: Path, database_url: str, broker: Broker, sql: Sql) -> None:
-    """The README's Django files make a project whose workflow starts after the commit."""
+def test_django(tmp_path: Path, empty_database_url: str, broker: Broker) -> None:
+    """The README's Django files make a project whose workflow starts by the commit."""
     for block in blocks("python", page="README.md"):
         if block.file is not None:
             path = tmp_path / block.file
             path.parent.mkdir(exist_ok=True)
-            path.write_text(block.text.replace("postgresql://localhost/shop", database_url).replace(BROKER, broker.url))
+            path.write_text(block.text.replace(BROKER, broker.url))
     (tmp_path / "shop/__init__.py").touch()
     with (tmp_path / "shop/settings.py").open("a") as settings:
-        settings.write(DJANGO)
+        settings.write(f"DATABASE = {django_settings(empty_database_url)!r}\n{DJANGO}")
     env = {"DJANGO_SETTINGS_MODULE": "shop.settings", "PYTHONPATH": python_path(tmp_path)}
     run(DJANGO_SESSION, tmp_path, env)
-    assert sql.value("SELECT count(*) FROM celery_durable.workflow") == 1
+    with closing(Sql(empty_database_url)) as sql:
+        assert sql.value("SELECT count(*) FROM celery_durable.workflow") == 1

@@ -100,15 +100,20 @@ def test_a_silent_node(site: Site, gates: Gates) -> None:
     ],
 )
 def test_a_shutdown_hands_over_after_the_running_step(site: Site, gates: Gates, how: Any) -> None:
-    """The running step ends and is kept, the next one runs in another worker, and no crash is counted."""
-    workers = site.start(2, soft_shutdown=3 if how == "soft" else 0)
-    handle = at_second_step(site)
-    owner = site.owner(*workers)
+    """All that run end their steps, which are kept, and begin the next ones elsewhere within two seconds; no crash."""
+    owner = site.workers.start(concurrency=4, soft_shutdown=3 if how == "soft" else 0)
+    handles = {name: at_second_step(site, name) for name in "abcd"}
+    site.workers.start(concurrency=4)
     owner.stop(how)
     wait_until(lambda: site.sql.value("SELECT bool_or(draining) FROM celery_durable.node"))
-    gates.open("a-1")
-    assert_resumed(site, handle, crashes=0, second=1)
-    assert site.status(handle.id).attempt == 2
+    gates.open(*(f"{name}-1" for name in handles))
+    opened_at = time.monotonic()
+    for name in handles:
+        site.reaches("work", name, 2)
+    assert time.monotonic() - opened_at < 2
+    for name, handle in handles.items():
+        assert_resumed(site, handle, crashes=0, second=1, name=name)
+        assert site.status(handle.id).attempt == 2
     assert owner.wait_exit() == 0
 
 

@@ -12,8 +12,11 @@ import pytest
 
 import celery_durable as durable
 from celery_durable.exceptions import WorkflowCancelledError
+from tests.crash.statements import text_of
 from tests.fixtures.fix_wait import wait_until
-from tests.fixtures.site import Site
+from tests.fixtures.proxy import PostgresProxy
+from tests.fixtures.site import FAST, Site
+from tests.fixtures.workers import Worker
 
 DUE = "SELECT extract(epoch FROM wake_at)::float8 FROM celery_durable.checkpoint WHERE workflow = %s AND key = %s"
 WAITING = "SELECT count(*) FROM celery_durable.workflow WHERE state = 'SUSPENDED' AND name LIKE %s"
@@ -25,26 +28,69 @@ ASLEEP = """
 """
 
 
-def suspended(site: Site, name: str, count: int) -> None:
-    wait_until(lambda: site.sql.value(WAITING, f"%{name}") >= count, 60, lambda: f"{count} of {name} wait")
+#: Real ones, twice: the first let a worker reach its size, of the others it would have to show what each one holds.
+MANY = 2_000
 
 
+def suspended(site: Site, name: str, count: int, timeout: float = 60) -> None:
+    wait_until(lambda: site.sql.value(WAITING, f"%{name}") >= count, timeout, lambda: f"{count} of {name} wait")
+
+
+@pytest.mark.slow
 def test_the_waiting_cost_their_rows(site: Site) -> None:
-    """A worker with two processes and more than a hundred thousand that wait is free for other work."""
-    worker = site.workers.start(concurrency=2)
-    assert site.finished(site.shop.number.delay(1).id).result == 1
+    """A hundred thousand hold nothing of a worker with two processes, nor of the broker; it is free for others."""
+    worker = site.workers.start(concurrency=2, env={"SHOP_COLLECTS": "1"})
     site.sql.execute(ASLEEP)
-    handles = durable.enqueue_many([site.shop.receiver.s() for _ in range(200)])
-    suspended(site, "receiver", 200)
+    first = durable.enqueue_many(site.shop.receiver.s() for _ in range(MANY))
+    suspended(site, "receiver", MANY, 120)
+    before = memory(worker)
+    others = durable.enqueue_many(site.shop.receiver.s() for _ in range(MANY))
+    suspended(site, "receiver", 2 * MANY, 120)
+    assert memory(worker) - before < MANY * 1_000
+    wait_until(lambda: messages(site) == (0, 0), message=lambda: f"the broker has none: {messages(site)}")
     assert site.sql.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") < 12
-    assert all(len(process.threads()) < 12 for process in (psutil.Process(worker.pid), *worker.children()))
+    assert all(len(process.threads()) < 12 for process in family(worker))
     for _ in range(5):
         began = time.monotonic()
         site.finished(site.shop.stamp.delay().id)
         assert time.monotonic() - began < 2
-    for number, handle in enumerate(handles):
+    woken = [*first[:100], *others[-100:]]
+    for number, handle in enumerate(woken):
         durable.send(handle.id, number, app=site.shop.app)
-    assert [site.finished(handle.id).result[0] for handle in handles] == list(range(200))
+    assert [site.finished(handle.id).result[0] for handle in woken] == list(range(200))
+
+
+def family(worker: Worker) -> list[psutil.Process]:
+    """The worker's main process and its pool."""
+    return [psutil.Process(worker.pid), *worker.children()]
+
+
+def memory(worker: Worker) -> int:
+    """What these have for themselves, in bytes."""
+    return sum(process.memory_full_info().uss for process in family(worker))
+
+
+def messages(site: Site) -> tuple[int, int]:
+    """How many messages wait in the broker, and how many a worker has taken and not confirmed."""
+    queue = site.workers.env["CELERY_DURABLE_TEST_QUEUE"]
+    with site.shop.app.connection_for_write() as connection:
+        channel = connection.default_channel
+        waiting = channel.queue_declare(queue, durable=True, auto_delete=False).message_count
+        unconfirmed = channel.client.hlen(channel.unacked_key) if hasattr(channel, "unacked_key") else 0
+    return waiting, unconfirmed
+
+
+def test_between_sweeps_nothing_is_asked_for(site: Site, proxy: PostgresProxy) -> None:
+    """A node that has nothing due makes no statement but its heartbeats, although a workflow sleeps."""
+    settings = {**FAST, "heartbeat_interval": 0.1, "recovery_interval": 600}
+    site.workers.start(concurrency=1, env={"DATABASE_URL": proxy.url}, settings=settings)
+    site.shop.sleeper.delay(3600)
+    suspended(site, "sleeper", 1)
+    done = lambda name: sum(text_of(name) in each for each in proxy.statements())  # noqa: E731
+    wait_until(lambda: done("workflows.next_due"), message="the first sweep is over")
+    proxy.reset()
+    wait_until(lambda: done("nodes.beat") >= 20, message="twenty heartbeats")
+    assert {each for each in proxy.statements() if text_of("nodes.beat") not in each} == set()
 
 
 def test_waits_end_soon(site: Site) -> None:

@@ -34,7 +34,7 @@ class Party:
 
     def __init__(self, url: str) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
-        database = Database(_Lent(self.connection), "the test's database", lambda connection: None)
+        database = Database(_Lent(self.connection), lambda: url, lambda connection: None)
         self.workflows = Workflows(database, "celery_durable")
         self.checkpoints = Checkpoints(database, "celery_durable")
         self.nodes = Nodes(database, "celery_durable")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from celery import signals
 from celery.beat import Scheduler, Service
-from celery.schedules import crontab
+from celery.schedules import BaseSchedule, crontab
 
 import celery_durable as durable
 from celery_durable import beat
@@ -85,15 +86,60 @@ def started(shop: Inprocess, name: str = "nightly") -> list[str]:
     return [each.id for each in durable.list_workflows(name=name, app=shop.app)]
 
 
-@pytest.mark.parametrize("schedule", [timedelta(hours=1), crontab(hour="3")])
-def test_two_beats_start_one_workflow(shop: Inprocess, nightly: Any, clock: Clock, schedule: Any) -> None:
-    """Both come to the same id, so the second start is no start."""
+class Moonrise(BaseSchedule):
+    """Neither an interval nor a crontab: each day at about 5:25, to the microsecond of when it is asked."""
+
+    def __repr__(self) -> str:
+        return "moonrise"
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        rise = last_run_at.replace(hour=5, minute=25, second=30)
+        return (rise if rise > last_run_at else rise + timedelta(days=1)) - self.now()
+
+
+class Unpredictable(BaseSchedule):
+    """A schedule that can't be asked."""
+
+
+@pytest.mark.parametrize("later", [20, 65, 5 * HOUR])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        timedelta(days=1),
+        crontab(hour=3, minute=0),
+        crontab(hour="3"),
+        crontab(minute=5, hour=0, day_of_month=1),
+        crontab(minute=0, hour=12, day_of_month=29, month_of_year=2),
+        Moonrise(),
+    ],
+    ids=repr,
+)
+def test_two_beats_start_one_workflow(shop: Inprocess, nightly: Any, clock: Clock, schedule: Any, later: float) -> None:
+    """Also if the second one is late, or was restarted and catches up: both come to the same id."""
     first, second = scheduler(shop, schedule), scheduler(shop, schedule)
     one = fire(first)
-    clock.now += 20
+    clock.now += later
     assert fire(second) == one
     assert started(shop) == [one]
     assert shop.run(one) == 0
+
+
+def test_a_schedule_that_does_not_say_when_it_is_due(shop: Inprocess, nightly: Any, clock: Clock) -> None:
+    """Has the minute for a tick: what starts it at all starts it once."""
+    beats = [scheduler(shop, Unpredictable()) for _ in range(2)]
+    assert len({fire(each) for each in beats}) == 1
+
+
+def test_a_tick_is_due_by_the_time_of_the_schedule(shop: Inprocess, nightly: Any, clock: Clock) -> None:
+    """In its time zone 14:15 is 8:30 in UTC, half a minute ago: a day long that is its tick."""
+    there = crontab(hour=14, minute=15)
+    there.tz = ZoneInfo("Asia/Kathmandu")  # as django-celery-beat has it
+    daily = scheduler(shop, there)
+    first = fire(daily)
+    clock.now += 24 * HOUR - 31
+    assert fire(daily) == first
+    clock.now += 1
+    assert fire(daily) != first
 
 
 def test_the_next_tick_starts_another_one(shop: Inprocess, nightly: Any, clock: Clock) -> None:

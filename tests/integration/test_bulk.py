@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +15,10 @@ from celery import chain, group
 import celery_durable as durable
 from celery_durable.exceptions import ConfigurationError, NotAllowedInStep, SerializationError, WorkflowConflict
 from celery_durable.handle import WorkflowHandle
+from tests.fixtures.brokers import Broker
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
+from tests.fixtures.proxy import PostgresProxy
 from tests.integration.attempts import begin, crash, order, status
 
 pytestmark = pytest.mark.oldest
@@ -85,6 +88,24 @@ def test_many_are_started(shop: Inprocess, checkout: Any, sql: Sql) -> None:
     assert sql.value(f"{COUNT} AND state = 'ENQUEUED' AND published_at IS NOT NULL") == 2500
     assert told(shop, handles[2499].id).args == (2499,)
     assert sent_by_sweep(shop) == []
+
+
+def test_ten_thousand_cost_ten_inserts(proxy: PostgresProxy, broker: Broker, sql: Sql) -> None:
+    """And ten looks at who has the ids; each has its message on its way, within a minute on a slow machine."""
+    shop = Inprocess(proxy.url, broker.url)
+    order = shop.workflow(nothing, name="checkout")
+    durable.enqueue_many([order.s()])
+    proxy.reset()
+    began = time.monotonic()
+    durable.enqueue_many(order.s() for _ in range(10_000))
+    assert time.monotonic() - began < 60
+    statements = proxy.statements()
+    assert sum("INSERT INTO" in each for each in statements) == 10
+    assert len(statements) <= 20
+    assert sql.value(f"{COUNT} AND published_at IS NOT NULL") == 10_001
+    with shop.app.connection_for_write() as connection:
+        assert connection.default_channel.queue_declare("celery", passive=True).message_count == 10_001
+    shop.close()
 
 
 def test_none_are_started(shop: Inprocess) -> None:

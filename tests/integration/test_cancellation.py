@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -351,6 +352,14 @@ def by_crashes(shop: Inprocess, sql: Sql) -> None:
     die(shop)
 
 
+def test_children_are_found_when_their_parent_has_ended_before(shop: Inprocess, family: tuple[str, str, str]) -> None:
+    """As after a crash between its end and theirs: cancelling it again is cancelling them."""
+    assert cancel(shop) is True
+    assert [told(shop, each).state for each in family] == ["CANCELLED", "SUSPENDED", "SUSPENDED"]
+    assert cancel(shop, children=True) is False
+    assert [told(shop, each).state for each in family] == ["CANCELLED"] * 3
+
+
 @pytest.mark.parametrize("end", [by_cancel, by_deadline, by_crashes])
 def test_on_cancel_is_started_with_the_end(shop: Inprocess, sql: Sql, end: Callable[..., None]) -> None:
     """In the same statement, with its arguments, as a child of the workflow; the next sweep sends its message."""
@@ -408,6 +417,38 @@ def test_on_cancel_is_started_once(shop: Inprocess) -> None:
     order(shop, nap, on_cancel=refund.s())
     assert [cancel(shop), cancel(shop)] == [True, False]
     assert len(children_of(shop)) == 1
+
+
+def test_on_cancel_is_started_once_however_often_it_is_cancelled(shop: Inprocess) -> None:
+    """What was resumed, and is cancelled again, has its compensation already."""
+    refund = shop.workflow(nothing, name="refund")
+    order(shop, nap, on_cancel=refund.s())
+    assert cancel(shop)
+    durable.resume_workflow("w1", app=shop.app)
+    assert cancel(shop)
+    assert [each.name for each in children_of(shop)] == ["refund"]
+
+
+def test_a_fork_has_a_compensation_of_its_own(shop: Inprocess) -> None:
+    """Of the same kind, with the same arguments; each end starts the one that belongs to it."""
+
+    def refund(order_id: int) -> int:
+        return order_id
+
+    compensation = shop.workflow(refund, name="refund")
+    order(shop, nap, on_cancel=compensation.s(42))
+    assert cancel(shop)
+    forks = [durable.fork_workflow("w1", app=shop.app).id for _ in range(2)]
+    for fork in forks:
+        assert durable.cancel_workflow(fork, app=shop.app)
+    started = [durable.list_workflows(parent_id=each, app=shop.app) for each in ("w1", *forks)]
+    assert [[each.name for each in them] for them in started] == [["refund"]] * 3
+    assert len({them[0].id for them in started}) == 3
+    assert [them[0].root_id for them in started] == ["w1", *forks]
+    for (each,) in started:
+        (message,) = shop.installation.store.workflows.messages_of([each.id], patience=0)
+        assert json.loads(message.envelope)["headers"]["id"] == each.id
+        assert shop.run(each.id) == 42
 
 
 def test_on_cancel_of_a_call_replaces_that_of_the_task(shop: Inprocess) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -108,6 +109,23 @@ def test_a_child_is_started_once(shop: Inprocess, double: Any, sql: Sql) -> None
         sql.execute(LATE.format("workflow"))
         shop.installation.store.workflows.wake(limit=10, patience=0)
     assert (len(ids), len(set(ids)), len(children(shop))) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["workflow", "step"])
+def test_the_id_of_a_child_follows_from_its_parents(shop: Inprocess, double: Any, sql: Sql, kind: str) -> None:
+    """And from the place of its start: whoever starts it a second time starts the same one."""
+    child = double if kind == "workflow" else shop.step(nothing, name="step")
+    order(shop, lambda: None)
+    ids = []
+    for _ in range(2):
+        attempt = begin(shop)
+        with running(attempt):
+            ids.append([child.apply_async((1,) if kind == "workflow" else ()).id for _ in range(2)])
+        crash(shop, attempt)
+        sql.execute("DELETE FROM celery_durable.checkpoint")
+        sql.execute("DELETE FROM celery_durable.workflow WHERE parent_id IS NOT NULL")
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 2
 
 
 def test_a_child_and_its_checkpoint_are_one(shop: Inprocess, double: Any, sql: Sql) -> None:
@@ -276,6 +294,95 @@ def test_a_group_is_children(shop: Inprocess, double: Any, sql: Sql) -> None:
     shop.installation.store.workflows.wake(limit=10, patience=0)
     assert run_all(shop) == [2, 4]
     assert len(children(shop)) == 2
+
+
+@pytest.mark.parametrize("kinds", ["steps", "a workflow and a step", "tasks as steps"])
+def test_a_group_of_steps_is_children(shop: Inprocess, double: Any, kinds: str) -> None:
+    """Each a workflow of that one step: also where a result backend would let Celery wait in the worker."""
+    shop.app.conf.result_backend = "cache+memory://"
+
+    @shop.step(name="add")
+    def add(value: int) -> int:
+        return value + 1
+
+    @shop.app.task(name="plain", shared=False)
+    def plain(value: int) -> int:
+        return value + 1
+
+    members = {
+        "steps": (add, add),
+        "a workflow and a step": (double, add),
+        "tasks as steps": (durable.as_step(plain), durable.as_step(plain)),
+    }[kinds]
+
+    def body() -> Any:
+        result = group(member.s(value) for member, value in zip(members, (2, 3), strict=True)).delay()
+        durable.recv()
+        return [[each.id for each in result], result.get()]
+
+    order(shop, body)
+    assert isinstance(shop.run("w1"), Retry)
+    ids = [each.id for each in children(shop)]
+    durable.send("w1", "go on", app=shop.app)
+    assert run_all(shop) == [ids, [4 if kinds == "a workflow and a step" else 3, 4]]
+    assert [each.id for each in children(shop)] == ids
+
+
+def test_a_group_of_steps_in_an_async_workflow(shop: Inprocess) -> None:
+    """Its handles are gathered as those of workflows."""
+
+    @shop.step(name="add")
+    def add(value: int) -> int:
+        return value + 1
+
+    async def body() -> Any:
+        return await durable.agather(*group(add.s(1), add.s(2)).delay())
+
+    order(shop, body)
+    assert run_all(shop) == [2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:The workflow order sends the task plain")
+def test_a_group_with_a_plain_task_is_not_awaited(shop: Inprocess, double: Any) -> None:
+    """Celery would wait for it in the worker; the error says how the task becomes a child."""
+
+    @shop.app.task(name="plain", shared=False)
+    def plain(value: int) -> int:
+        return value
+
+    def body() -> None:
+        for members in ([plain.s(1)], [double.s(1), plain.s(1)]):
+            result = group(members).delay()
+            for wait in (result.get, result.join, result.join_native):
+                with pytest.raises(ConfigurationError, match=r"durable\.as_step\(task\)\.s"):
+                    wait()
+
+    order(shop, body)
+    assert shop.run("w1") is None
+
+
+def test_a_signature_of_a_task_as_a_step(shop: Inprocess) -> None:
+    """Is a child wherever Celery copies it to; outside a workflow it is the task's own."""
+
+    @shop.app.task(name="plain", shared=False)
+    def plain(value: int) -> int:
+        return value + 1
+
+    signature = durable.as_step(plain).s(1).clone()
+
+    def body() -> Any:
+        with pytest.raises(ConfigurationError, match=r"base=durable\.Step"):
+            durable.as_step(plain, soft_time_limit=3).s(1).delay()
+        return durable.gather(signature, signature.delay())
+
+    order(shop, body)
+    shop.run("w1")
+    (child,) = children(shop)
+    assert child.name == "celery_durable.step"
+    assert shop.run(child.id) == 2
+    assert shop.run("w1") == [2, 2]
+    assert signature.apply().get() == 2
+    assert not isinstance(signature.delay(), durable.WorkflowHandle)
 
 
 def test_async_names(shop: Inprocess, double: Any) -> None:
@@ -463,6 +570,8 @@ def test_a_step_that_is_sent_away(shop: Inprocess) -> None:
     shop.run("w1")
     (child,) = children(shop)
     assert (child.name, child.queue, list(steps(shop))) == ("celery_durable.step", "far", ["flaky.delay"])
+    (message,) = shop.installation.store.workflows.messages_of([child.id], patience=0)
+    assert json.loads(message.envelope)["properties"]["priority"] == 4
     assert shop.run(child.id) == 7
     assert runs == [1, 2, 3]
     assert shop.run("w1") == 7

@@ -293,6 +293,17 @@ def test_of_oneself(shop: Inprocess) -> None:
     assert shop.run("w1") == 1
 
 
+def test_of_oneself_that_was_not_set(shop: Inprocess, sql: Sql) -> None:
+    """Nobody else can set it, so the wait ends by its timeout alone; with none, by a cancellation."""
+    order(shop, lambda: [durable.get_event("w1", "key", timeout=1000), durable.get_event("w1", "key")])
+    assert isinstance(shop.run("w1"), Retry)
+    wake(shop, sql)
+    assert isinstance(shop.run("w1"), Retry)
+    status = durable.get_workflow_status("w1", app=shop.app)
+    assert (status.state, status.waiting_for, status.wake_at) == ("SUSPENDED", "event key of w1", None)
+    assert durable.cancel_workflow("w1", app=shop.app)
+
+
 # Timeouts
 
 
@@ -529,6 +540,25 @@ def test_async_events(shop: Inprocess) -> None:
     assert durable.list_workflow_events("w1", app=shop.app) == {"mine": 1}
     publish_next(shop)
     assert shop.run("w1") == [1, "now"]
+
+
+def test_another_task_sets_the_event_of_oneself(shop: Inprocess) -> None:
+    """Which ends the wait: at once, or, if the workflow has just suspended, in the attempt that follows."""
+
+    async def publish() -> None:
+        await durable.aset_event("mine", await durable.arecv())
+
+    async def body() -> Any:
+        value, _ = await asyncio.gather(durable.aget_event("w1", "mine"), publish())
+        return value
+
+    order(shop, body)
+    assert isinstance(shop.run("w1"), Retry)
+    durable.send("w1", "hello", app=shop.app)
+    told = shop.run("w1")
+    while isinstance(told, Retry) and state(shop) == "ENQUEUED":
+        told = shop.run("w1")
+    assert told == "hello"
 
 
 @pytest.mark.parametrize("first", ["event", "message"])

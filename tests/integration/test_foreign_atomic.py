@@ -269,6 +269,20 @@ def test_djangos_models_are_part_of_it(shop: Inprocess, site: str) -> None:
     assert shop.run("w1") == Account.objects.get().pk
 
 
+@pytest.mark.parametrize("home", [True, False])
+def test_an_alias_without_autocommit(shop: Inprocess, site: str, other_url: str, home: bool) -> None:
+    """Where Django leaves each commit to the app, this one is ours."""
+    url = site if home else other_url
+    with opened("alias", url) as bank:
+        enter("other", url, AUTOCOMMIT=False)
+        try:
+            order(shop, paying(bank))
+            assert shop.run("w1") is None
+            assert bank.balance == 1
+        finally:
+            enter("other", url, AUTOCOMMIT=True)
+
+
 @pytest.mark.parametrize("commits", [True, False])
 def test_a_zombie_elsewhere(shop: Inprocess, elsewhere: Bank, commits: bool) -> None:
     """An attempt that was overtaken in its body can't commit, whatever has become of its successor's."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 import celery_durable as durable
-from celery_durable.exceptions import WorkflowCancelledError
+from celery_durable.exceptions import DurableError, WorkflowCancelledError
 from celery_durable.installation import installed_on
+from tests.crash.statements import text_of
+from tests.fixtures.inprocess import Inprocess
+from tests.fixtures.proxy import PostgresProxy
 
 
 @pytest.fixture
@@ -80,3 +85,43 @@ def test_aget_waits_off_the_loop(workflow: Any) -> None:
 
     asyncio.run(both())
     assert ticks == [0]
+
+
+def wait_for_answers() -> Any:
+    return durable.recv("answers")
+
+
+@pytest.mark.parametrize("backend", [None, "cache+memory://"])
+def test_why_a_workflow_waits(database_url: str, backend: str | None) -> None:
+    """RETRY with the reason, the same with a result backend and without one."""
+    with closing(Inprocess(database_url, "memory://")) as shop:
+        shop.app.conf.result_backend = backend
+        handle = shop.workflow(wait_for_answers, name="waits").delay()
+        shop.run(handle.id, ignore_result=False)
+        assert (handle.state, type(handle.info), str(handle.info)) == ("RETRY", DurableError, "message answers")
+        assert durable.get_workflow_status(handle.id, app=shop.app).waiting_for == str(handle.info)
+        durable.send(handle.id, 42, "answers", app=shop.app)
+        shop.run(handle.id, ignore_result=False)
+        assert (handle.state, handle.info) == ("SUCCESS", 42)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_wait_is_shown_before_it_can_end(proxy: PostgresProxy, when: Any) -> None:
+    """RETRY is stored before the suspension, and not again after it: what goes on at once has shown its end by then."""
+    with closing(Inprocess(proxy.url, "memory://")) as shop:
+        shop.app.conf.result_backend = "cache+memory://"
+        handle = shop.workflow(wait_for_answers, name="waits").delay()
+        held = proxy.hold(text_of("workflows.suspend"), when)
+        runner = threading.Thread(target=shop.run, args=(handle.id,), kwargs={"ignore_result": False}, daemon=True)
+        runner.start()
+        held.wait_reached()
+        assert handle.state == "RETRY"
+        assert handle.info.args == ("message answers",)
+        if when == "before":
+            held.release()
+            runner.join(20)
+        durable.send(handle.id, 42, "answers", app=shop.app)
+        shop.run(handle.id, ignore_result=False)
+        held.release()
+        runner.join(20)
+        assert (handle.state, handle.info) == ("SUCCESS", 42)

@@ -17,6 +17,19 @@ from tests.fixtures.inprocess import Inprocess
 
 pytestmark = pytest.mark.oldest
 
+MANY = """
+    WITH born AS (
+        INSERT INTO celery_durable.workflow (id, name, queue, state, max_crashes, publish_at, finished_at, dispatched)
+        SELECT 'many' || n, 'many', 'celery', s.state, 10, CASE s.state WHEN 'ENQUEUED' THEN clock_timestamp() END,
+            CASE s.state WHEN 'FAILURE' THEN clock_timestamp() END, CASE s.state WHEN 'FAILURE' THEN true END
+        FROM generate_series(1, 10001) AS n, (VALUES (%s)) AS s (state)
+        RETURNING id
+    )
+    INSERT INTO celery_durable.input (workflow, envelope, body, content_type, content_encoding)
+    SELECT born.id, i.envelope, i.body, i.content_type, i.content_encoding
+    FROM born, celery_durable.input i
+"""
+
 
 @pytest.fixture
 def database_url(emptied_database_url: str) -> str:
@@ -274,6 +287,19 @@ def test_it_must_be_clear_which_are_meant(shop: Inprocess, order: Any, what: str
     with pytest.raises(ValueError, match="filters"):
         getattr(durable, f"{what}_workflows")(app=shop.app, **wrong)
     assert told(shop, failed.id).state == "FAILURE"
+
+
+@pytest.mark.parametrize("what", ["resume", "fork", "cancel"])
+def test_a_filter_that_means_too_many(shop: Inprocess, order: Any, sql: Sql, what: str) -> None:
+    """Is refused, for a part of them would be neither all nor none; who names a limit gets the newest."""
+    order.delay()  # whose message they all have
+    state = "ENQUEUED" if what == "cancel" else "FAILURE"
+    sql.execute(MANY, state)
+    with pytest.raises(ValueError, match=r"More than 10,000 workflows match.*limit="):
+        getattr(durable, f"{what}_workflows")(name="many", app=shop.app)
+    states = "SELECT state, count(*) FROM celery_durable.workflow WHERE name <> 'order' GROUP BY state"
+    assert sql.all(states) == [(state, 10001)]
+    assert len(getattr(durable, f"{what}_workflows")(name="many", limit=3, app=shop.app)) == 3
 
 
 @pytest.mark.parametrize("what", ["resume", "fork", "cancel"])

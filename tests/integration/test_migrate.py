@@ -13,10 +13,11 @@ import pytest
 from celery_durable.exceptions import ConfigurationError, DatabaseUnavailable, SchemaVersionError
 from celery_durable.store import Store
 from celery_durable.store.migrate import _LOCK as LOCK
-from celery_durable.store.migrate import migrate, migrations, missing_in, script
+from celery_durable.store.migrate import clear, migrate, migrations, missing_in, script
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.rig import Rig
+from tests.fixtures.tables import TABLES
 
 pytestmark = pytest.mark.matrix
 
@@ -188,3 +189,13 @@ def test_a_wrong_url_is_told_without_its_password(action: object) -> None:
     with pytest.raises(DatabaseUnavailable, match=r"127.0.0.1:1/database.*durable_database_url") as nowhere:
         action("postgresql://user:hush@127.0.0.1:1/database")
     assert "hush" not in str(malformed.value) + str(nowhere.value)
+
+
+def test_clear(database_url: str, sql: Sql, rig: Rig) -> None:
+    """Every table but the one of migrations; where there is no schema, there is nothing to do."""
+    names = sql.all("SELECT tablename FROM pg_tables WHERE schemaname = 'celery_durable' AND tablename <> 'migration'")
+    assert {name for (name,) in names} == set(TABLES)
+    rig.node()
+    clear(database_url, "celery_durable")
+    assert sql.value("SELECT count(*) FROM celery_durable.node") == 0
+    clear(database_url, "nowhere")

@@ -68,6 +68,7 @@ def rescue_once_too_often(rig: Rig, fence: Fence) -> Any:
 STATEMENTS: dict[str, Callable[[Rig, Fence], Any]] = {
     "publish": lambda rig, fence: rig.publish(),
     "unsent": lambda rig, fence: rig.workflows.unsent(["w1"], patience=0),
+    "leave_to_others": lambda rig, fence: rig.workflows.leave_to_others({"w1": 3.0}, patience=0),
     "claim": lambda rig, fence: rig.claim("w1", fence.node),
     "finish as SUCCESS": lambda rig, fence: rig.finish(fence, "SUCCESS"),
     "finish as FAILURE": lambda rig, fence: rig.finish(fence, "FAILURE"),
@@ -205,6 +206,40 @@ def test_a_refused_message_is_sent_at_the_next_sweep(rig: Rig) -> None:
     rig.workflows.unsent(["w1"], patience=0)
     assert rig.republish() == ["w1"]
     assert rig.republish() == []
+
+
+def test_a_message_that_was_left_to_others_is_sent_once_more(rig: Rig) -> None:
+    """After its delay, and not after that which has doubled while its messages seemed to be lost."""
+    rig.start()
+    rig.update("w1", "publishes = 5")
+    rig.workflows.leave_to_others({"w1": 100.0, "unknown": 100.0}, patience=0)
+    assert rig.republish() == []
+    assert 90 < (rig.workflows.next_due(patience=0) or 0) <= 100
+    rig.age("w1", "publish_at", 101)
+    assert rig.republish(republish_after=60) == ["w1"]
+    assert rig.sql.value("SELECT publish_at - published_at < interval '61 s' FROM celery_durable.workflow")
+
+
+def test_an_outcome_whose_message_was_left_to_others_is_sent_at_the_next_sweep(rig: Rig) -> None:
+    """Whether it is to be delivered, or has been, a final state stays."""
+    rig.finish(rig.run(), dispatched=False)
+    rig.update("w1", "node = NULL, published_at = clock_timestamp(), publishes = 5")
+    assert rig.redispatch() == []
+    rig.workflows.leave_to_others({"w1": 3.0}, patience=0)
+    assert (rig.state(), rig.redispatch()) == ("SUCCESS", ["w1"])
+    rig.update("w1", "dispatched = true")
+    rig.workflows.leave_to_others({"w1": 3.0}, patience=0)
+    assert rig.row().published_at is not None
+
+
+def test_a_stale_message_that_was_left_to_others_leaves_a_run_alone(rig: Rig) -> None:
+    """Its workflow runs, or waits, by now."""
+    fence = rig.run()
+    rig.workflows.leave_to_others({"w1": 3.0}, patience=0)
+    assert rig.state() == "RUNNING"
+    rig.suspend(fence, 100)
+    rig.workflows.leave_to_others({"w1": 3.0}, patience=0)
+    assert (rig.state(), rig.row().publish_at) == ("SUSPENDED", None)
 
 
 # Claim

@@ -1,6 +1,6 @@
 """README and docs against the code: blocks are run or parsed, tables compared, links followed.
 
-`tests/acceptance/test_readme.py` runs what needs a worker.
+`tests/acceptance/test_readme.py` and `test_adoption.py` run what needs a worker.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ RUNS_ALONE = [
     "docs/waiting.md",
     "docs/managing.md",
     "docs/patterns.md",
+    "docs/django.md",
+    "docs/sqlalchemy.md",
 ]
-NEEDS_A_WORKER = ["README.md"]
+NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
 QUOTES_FILES = ["example_project/README.md"]
 OPEN_COMMANDS = {".", "docker", "pkill"}
 
@@ -67,7 +69,7 @@ def test_python_blocks_run(page: str) -> None:
 
 def test_diff_applies() -> None:
     """The README's diff applies to the file that it names, and what comes out is Python."""
-    (diff,) = blocks("diff")
+    (diff,) = blocks("diff", page="README.md")
     name = re.findall(r"^--- (\S+)$", diff.text, re.MULTILINE)[0]
     ast.parse(patched(read(name), diff.text))
 
@@ -85,7 +87,7 @@ def test_quoted_code_is_the_real_code(block: Block) -> None:
 def test_sql_runs(block: Block, sql: Sql) -> None:
     """Each query runs on a migrated database."""
     for statement in filter(str.strip, block.text.split(";")):
-        sql.all(statement)
+        sql.connection.execute(statement.encode())
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import Any
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
 
 import celery_durable as durable
 
+from ... import states
 from .models import Workflow
 from .schema import alias_of_workflows
 
@@ -41,6 +42,28 @@ class WorkflowAdmin(admin.ModelAdmin):
         """Read from the database of the workflows, whatever a router says."""
         return Workflow.objects.using(alias_of_workflows())
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Workflow | None:
+        """Read all that a page shows, once; what keeps it from being read is a message on that page."""
+        workflow: Workflow | None = super().get_object(request, object_id, from_field)
+        if workflow is not None:
+            try:
+                workflow.shown = durable.get_workflow_status(workflow.id)
+                workflow.shown_steps = durable.list_workflow_steps(workflow.id)
+            except durable.exceptions.DurableError as error:
+                self.message_user(request, str(error), messages.ERROR)
+        return workflow
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show no buttons to save what can't be changed."""
+        buttons = {"show_save": False, "show_save_and_continue": False, "show_save_and_add_another": False}
+        return super().changeform_view(request, object_id, form_url, {**(extra_context or {}), **buttons})
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Nobody has it."""
         return False
@@ -56,30 +79,28 @@ class WorkflowAdmin(admin.ModelAdmin):
     @admin.display(description="arguments")
     def arguments(self, workflow: Workflow) -> str:
         """Show how it was called."""
-        status = durable.get_workflow_status(workflow.id)
+        status = workflow.shown
+        if status is None:
+            return "-"
+        if status.args is None:
+            return "(They can't be read here.)"
         named = (f"{name}={_shown(value)}" for name, value in (status.kwargs or {}).items())
-        shown = [*map(_shown, status.args or ()), *named]
-        return ", ".join(shown)
+        return ", ".join([*map(_shown, status.args), *named]) or "-"
 
     @admin.display(description="outcome")
     def outcome(self, workflow: Workflow) -> str:
         """Show what it has returned or raised."""
-        status = durable.get_workflow_status(workflow.id)
-        return _shown(status.error or status.result) if status.finished_at else "-"
+        status = workflow.shown
+        if status is None or (status.error is None and status.state != states.SUCCESS):
+            return "-"
+        return _shown(status.result if status.error is None else status.error)
 
     @admin.display(description="steps")
     def steps(self, workflow: Workflow) -> str:
         """Show what it has done."""
         rows = (
-            (
-                step.key,
-                step.state,
-                step.tries,
-                step.started_at,
-                step.finished_at or "",
-                _shown(step.error or step.output),
-            )
-            for step in durable.list_workflow_steps(workflow.id)
+            (step.key, step.state, step.tries, step.started_at, step.finished_at or "", _outcome_of(step))
+            for step in workflow.shown_steps
         )
         return format_html(
             "<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>",
@@ -114,6 +135,12 @@ class WorkflowAdmin(admin.ModelAdmin):
             self.message_user(request, str(error), messages.ERROR)
         else:
             self.message_user(request, f"{count} workflow(s) {done}.", messages.SUCCESS)
+
+
+def _outcome_of(step: durable.StepInfo) -> str:
+    if step.finished_at is None:
+        return ""
+    return _shown(step.output if step.error is None else step.error)
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class CeleryDurableConfig(AppConfig):
@@ -14,5 +15,7 @@ class CeleryDurableConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks."""
-        from . import checks  # noqa: F401 - importing registers them
+        """Register the system checks; hear of flushes."""
+        from . import checks, schema  # noqa: F401 - importing registers the checks
+
+        post_migrate.connect(schema.forget, sender=self)

@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from ...exceptions import ConfigurationError
 from ...installation import Installation, installations
 from .databases import connection_of
-from .schema import alias_of_workflows
+from .schema import alias_of_workflows, schema_name
 from .transactions import Alias
 
 
@@ -66,17 +66,25 @@ def _of_app(installation: Installation) -> Iterator[CheckMessage]:
     except ConfigurationError as error:
         yield Error(str(error), id="celery_durable.E003")
         return
-    if config.database != alias_of_workflows():
-        yield Error(
-            f"The Celery app {installation.app.main} has its workflows in {config.database or 'another database'!r}, "
-            f"and CELERY_DURABLE_DATABASE says {alias_of_workflows()!r}.",
-            hint='Give the app Django\'s settings: app.config_from_object("django.conf:settings", namespace="CELERY").',
-            id="celery_durable.E004",
-        )
+    for setting, of_app, of_django in (
+        ("CELERY_DURABLE_DATABASE", config.database, alias_of_workflows()),
+        ("CELERY_DURABLE_SCHEMA", config.schema, schema_name()),
+    ):
+        if of_app != of_django:
+            yield _disagreement(installation.app.main, setting, of_app, of_django)
     for task in list(installation.app.tasks.values()):
         place = getattr(getattr(task, "durable_spec", None), "atomic", None)
         if isinstance(place, Alias):
             yield from _of_step(task.name, place)
+
+
+def _disagreement(app: Any, setting: str, of_app: str | None, of_django: str | None) -> Error:
+    return Error(
+        f"{setting} is {of_django!r}, but the Celery app {app} has {of_app!r}: its workflows are elsewhere than the "
+        "admin and `manage.py migrate` look for them.",
+        hint='Give the app Django\'s settings: app.config_from_object("django.conf:settings", namespace="CELERY").',
+        id="celery_durable.E004",
+    )
 
 
 def _of_step(name: str, place: Alias) -> Iterator[CheckMessage]:

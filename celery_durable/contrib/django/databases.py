@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
 from psycopg import conninfo, pq
 
 from ...exceptions import ConfigurationError
 
+#: Stores that keep idle sessions in a database of Django's.
+_stores: WeakSet[Any] = WeakSet()
 _OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
 
 
@@ -30,8 +33,8 @@ def connection_of(alias: str) -> Any:
         ) from error
     if connection.vendor != "postgresql":
         raise ConfigurationError(
-            f"The database {alias!r} of Django's DATABASES is {connection.display_name}, and workflows live in "
-            "Postgres: name an alias that leads to one, or set durable_database_url."
+            f"The database {alias!r} of Django's DATABASES is {connection.display_name}: workflows and atomic steps "
+            "need an alias that leads to Postgres. (Workflows may have durable_database_url in its place.)"
         )
     return connection
 
@@ -43,6 +46,25 @@ def url_of(alias: str) -> str:
     """
     settings = connection_of(alias).settings_dict
     return _url(*(str(settings.get(name) or "") for name in _OF_DJANGO), _frozen(settings.get("OPTIONS") or {}))
+
+
+def release_before_drop(store: Any) -> None:
+    """Let a store close its idle sessions when Django is about to make or drop a database, as its tests do.
+
+    Postgres drops none that somebody is connected to. Django's own connection for such work is what tells.
+    """
+    from django.db.backends.signals import connection_created
+
+    _stores.add(store)
+    connection_created.connect(_release, dispatch_uid="celery_durable")
+
+
+def _release(connection: Any, **kwargs: Any) -> None:
+    from django.db.backends.base.base import NO_DB_ALIAS
+
+    if connection.alias == NO_DB_ALIAS:
+        for store in list(_stores):
+            store.close()
 
 
 @lru_cache(maxsize=32)

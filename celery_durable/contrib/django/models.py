@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import models
 
 from ... import states
@@ -10,6 +12,10 @@ from .schema import table
 
 class Workflow(models.Model):
     """One durable instance of a workflow task."""
+
+    #: What the admin shows besides the columns: a WorkflowStatus and StepInfos.
+    shown: Any = None
+    shown_steps: Any = ()
 
     id = models.TextField(primary_key=True)
     name = models.TextField()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from django.conf import settings
 from django.db import connections
 
 from ...store import markers
-from ...store.migrate import drop, migrate
+from ...store.migrate import clear, drop, migrate
 from .databases import url_of
 
 
@@ -25,7 +26,8 @@ def schema_name() -> str:
 
 def table(name: str) -> str:
     """Return a table's name for a model: Django puts quotes around all of it."""
-    return f'{schema_name()}"."{name}'
+    schema = schema_name().replace('"', '""')
+    return f'{schema}"."{name}'
 
 
 def make(apps: Any, editor: Any) -> None:
@@ -42,3 +44,19 @@ def remove(apps: Any, editor: Any) -> None:
     """Drop the schema, with all workflows."""
     if editor.connection.vendor == "postgresql":
         drop(url_of(editor.connection.alias), schema_name())
+
+
+def forget(using: str, **facts: Any) -> None:
+    """Remove all workflows after Django has flushed the test database, as it does after each test that commits.
+
+    It empties the tables of managed models only. A flush of any other database leaves the workflows alone.
+    """
+    # Both a flush and a migration end in this signal; only a migration has a plan.
+    if "plan" not in facts and using == alias_of_workflows() and _is_testing():
+        clear(url_of(using), schema_name())
+
+
+def _is_testing() -> bool:
+    """Tell whether Django has set up its environment for tests."""
+    testing = sys.modules.get("django.test.utils")
+    return hasattr(getattr(testing, "_TestState", None), "saved_data")
