@@ -18,20 +18,12 @@ from django.test import Client
 
 import celery_durable as durable
 from celery_durable.exceptions import WorkflowConflict, WorkflowNotFound
-from celery_durable.installation import installed_on
 from example_project import shop
 from example_project.payments import Ledger, Payments
 
 from . import celery_app
 from .models import Order, OrderLine, Product
 from .tasks import call_off, reserve_stock
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_connection_left(django_db_setup: None) -> Iterator[None]:
-    """Let go of the database at the end, or it couldn't be dropped."""
-    yield
-    installed_on(celery_app).store.close()
 
 
 class ReliablePayments(Payments):
