@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fixtures.fix_bakery",
     "tests.fixtures.fix_broker",
+    "tests.fixtures.fix_celery",
     "tests.fixtures.fix_browser",
     "tests.fixtures.fix_ledger",
     "tests.fixtures.fix_postgres",

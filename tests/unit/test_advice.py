@@ -368,13 +368,17 @@ def other_app(broker: str = "redis://localhost:6379/0", **settings: Any) -> Cele
     return other
 
 
+def of_settings(app: Celery) -> list[Finding]:
+    """The findings that are about no task: an app also has the shared tasks of this process."""
+    return [each for each in advise(app) if not each.task]
+
+
 @pytest.mark.parametrize(("settings", "what", "remedy"), SETTINGS, ids=[next(iter(each[0])) for each in SETTINGS])
 def test_a_setting_that_fights(settings: dict[str, Any], what: str, remedy: str) -> None:
     """Each setting that fights is found once; that has the place where the app's own modules name it."""
-    (found,) = advise(other_app(**settings))
+    (found,) = of_settings(other_app(**settings))
     assert what in found.what
     assert remedy in found.remedy
-    assert found.task == ""
     if "broker_transport_options" not in settings:
         assert found.file == __file__
         assert next(iter(settings)) in Path(__file__).read_text().splitlines()[found.line - 1]
@@ -382,8 +386,8 @@ def test_a_setting_that_fights(settings: dict[str, Any], what: str, remedy: str)
 
 def test_usual_settings_are_no_finding() -> None:
     """An app with Celery's defaults, and one without a visibility timeout, get no advice."""
-    assert advise(other_app()) == []
-    assert advise(other_app(broker="amqp://localhost", task_time_limit=100_000)) == []
+    assert of_settings(other_app()) == []
+    assert of_settings(other_app(broker="amqp://localhost", task_time_limit=100_000)) == []
 
 
 def test_longer_chords() -> None:
