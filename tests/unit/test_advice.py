@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from celery import Celery, chain, chord, group
+from celery import Celery, _state, chain, chord, group
 from celery.result import AsyncResult
 
 import celery_durable as durable
@@ -25,6 +25,13 @@ from tests.fixtures.pages import CHECKOUT
 DAY = 24 * 3600
 app = Celery("advice", broker="redis://localhost:6379/0", set_as_current=False)
 durable.install(app, database_url="postgresql://nobody@localhost:1/nothing")
+
+
+@pytest.fixture(autouse=True)
+def no_shared_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advice is on an app's tasks: those that other modules of this process share aren't there."""
+    own = {each for each in _state._on_app_finalizers if each.__module__ == "celery.app.builtins"}
+    monkeypatch.setattr(_state, "_on_app_finalizers", own)
 
 
 def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -368,15 +375,10 @@ def other_app(broker: str = "redis://localhost:6379/0", **settings: Any) -> Cele
     return other
 
 
-def of_settings(app: Celery) -> list[Finding]:
-    """The findings that are about no task: an app also has the shared tasks of this process."""
-    return [each for each in advise(app) if not each.task]
-
-
 @pytest.mark.parametrize(("settings", "what", "remedy"), SETTINGS, ids=[next(iter(each[0])) for each in SETTINGS])
 def test_a_setting_that_fights(settings: dict[str, Any], what: str, remedy: str) -> None:
     """Each setting that fights is found once; that has the place where the app's own modules name it."""
-    (found,) = of_settings(other_app(**settings))
+    (found,) = advise(other_app(**settings))
     assert what in found.what
     assert remedy in found.remedy
     if "broker_transport_options" not in settings:
@@ -386,8 +388,8 @@ def test_a_setting_that_fights(settings: dict[str, Any], what: str, remedy: str)
 
 def test_usual_settings_are_no_finding() -> None:
     """An app with Celery's defaults, and one without a visibility timeout, get no advice."""
-    assert of_settings(other_app()) == []
-    assert of_settings(other_app(broker="amqp://localhost", task_time_limit=100_000)) == []
+    assert advise(other_app()) == []
+    assert advise(other_app(broker="amqp://localhost", task_time_limit=100_000)) == []
 
 
 def test_longer_chords() -> None:
