@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
 import smtplib
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -368,22 +370,33 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def other_app(broker: str = "redis://localhost:6379/0", **settings: Any) -> Celery:
+def other_app(
+    function: Callable[..., Any] = add.run, broker: str = "redis://localhost:6379/0", **settings: Any
+) -> Celery:
     other = Celery("other", broker=broker, set_as_current=False)
     other.conf.update(settings)
-    other.task(name="shop.sum", shared=False)(add.run)
+    other.task(name="shop.sum", shared=False)(function)
     return other
 
 
 @pytest.mark.parametrize(("settings", "what", "remedy"), SETTINGS, ids=[next(iter(each[0])) for each in SETTINGS])
-def test_a_setting_that_fights(settings: dict[str, Any], what: str, remedy: str) -> None:
+def test_a_setting_that_fights(
+    settings: dict[str, Any], what: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each setting that fights is found once; that has the place where the app's own modules name it."""
-    (found,) = advise(other_app(**settings))
+    # A project of its own: of this one any module may name a setting, and all that are loaded are looked at.
+    name = f"project_{uuid.uuid4().hex}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("def add(left, right=1):\n    return left + right\n")
+    conf = tmp_path / name / "conf.py"
+    conf.write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(f"{name}.conf")
+    (found,) = advise(other_app(importlib.import_module(name).add, **settings))
     assert what in found.what
     assert remedy in found.remedy
     if "broker_transport_options" not in settings:
-        assert found.file == __file__
-        assert next(iter(settings)) in Path(__file__).read_text().splitlines()[found.line - 1]
+        assert (found.file, found.line) == (str(conf), 1)
 
 
 def test_usual_settings_are_no_finding() -> None:
