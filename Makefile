@@ -10,9 +10,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m example_project.demo
 
-# Tests wait more than they compute: several processes, a module in one of them.
+# Tests wait more than they compute: several processes, a module in one of them; what measures a time runs after them.
 test: lint
-	$(BIN)/python -m pytest --numprocesses=3 --dist=loadscope
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadscope -m 'not alone and not celerys_own'
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

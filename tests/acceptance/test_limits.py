@@ -50,6 +50,7 @@ def _lives(pid: int) -> bool:
         return False
 
 
+@pytest.mark.alone
 @pytest.mark.crash
 def test_a_hard_limit_ends_a_process_that_holds_the_interpreter(standing_site: Site, name: str) -> None:
     """Close to the limit; each is a failed try and no crash, and another process goes on with the next one."""
@@ -111,6 +112,7 @@ def test_a_blocking_step_is_interrupted(site: Site, pool: str) -> None:
     site.reaches("endured", "h")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("start", ["by us", "by name"])
 def test_a_workflow_ends_at_its_deadline(site: Site, start: str) -> None:
     """Within a second, running or waiting, long before a sweep; its compensation is started. Whoever has started it."""

@@ -61,6 +61,7 @@ def test_a_killed_worker(site: Site, gates: Gates) -> None:
     assert_resumed(site, handle, crashes=1)
 
 
+@pytest.mark.alone
 @pytest.mark.oldest
 def test_a_killed_pool_process(site: Site, gates: Gates) -> None:
     """After the SIGKILL of a pool process, the next attempt has begun within half a second (median of five)."""
@@ -91,6 +92,7 @@ def test_a_silent_node(site: Site, gates: Gates) -> None:
     assert site.work_of("a") == [1, 2, 1]
 
 
+@pytest.mark.alone
 @pytest.mark.oldest
 @pytest.mark.parametrize(
     "how",

@@ -164,6 +164,7 @@ def test_update_state_elsewhere_is_celerys(standing_site: Site, name: str) -> No
     assert shop.app.AsyncResult(f"other-{name}").state == "PROGRESS"
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_long_backoff_frees_the_worker(site: Site) -> None:
     """While a hundred workflows back off, plain tasks run at once in a worker of two processes; then all finish."""

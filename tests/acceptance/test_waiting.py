@@ -36,6 +36,7 @@ def suspended(site: Site, name: str, count: int, timeout: float = 60) -> None:
     wait_until(lambda: site.sql.value(WAITING, f"%{name}") >= count, timeout, lambda: f"{count} of {name} wait")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_waiting_cost_their_rows(site: Site) -> None:
     """A hundred thousand hold nothing of a worker with two processes, nor of the broker; it is free for others."""
@@ -93,6 +94,7 @@ def test_between_sweeps_nothing_is_asked_for(site: Site, proxy: PostgresProxy) -
     assert {each for each in proxy.statements() if text_of("nodes.beat") not in each} == set()
 
 
+@pytest.mark.alone
 def test_waits_end_soon(site: Site) -> None:
     """A message, a time and a commit wake a workflow within a tenth of a second, at the median."""
     site.workers.start(concurrency=2)

@@ -365,6 +365,7 @@ def test_a_fork_sends_its_own_and_a_process_its_last(listener: Listener, own_bro
     assert sum(listener.sizes) - before == 2
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("pool", PATCHES)
 def test_a_green_pool_is_not_held_up(pool: str, listener: Listener, own_broker: EmbeddedBroker, name: str) -> None:
     """There the thread is a green one, which lets others run while it waits; the end sends the rest."""
