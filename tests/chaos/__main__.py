@@ -22,7 +22,7 @@ from tests.fixtures import rabbit
 
 #: Seconds until everything has ended after the last fault: what was sent in vain several times is sent again with
 #: doubling distance.
-SETTLING = 180
+SETTLING = 90
 SHOWN = 20
 
 
@@ -73,6 +73,8 @@ def _rage(made: Stage, seed: int, duration: float, workflows: int, say) -> list[
     nemesis.calm()
     settled = _settle(made)
     say("all has ended" if settled else "not all has ended")
+    if not settled:
+        print(*evidence.unfinished(made)[:10], sep="\n", flush=True)
     nemesis.stop()
     proof = evidence.collect(made, load, nemesis)
     found = [*load.errors, *nemesis.findings, *evidence.left_behind(made), *findings(proof)]

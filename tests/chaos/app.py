@@ -85,14 +85,14 @@ def stubborn(label: str, failures: int = 0) -> str:
     return end(label, begin(label), failures)
 
 
-@app.task(base=durable.Step, max_retries=RETRIES)
+@app.task(base=durable.Step, autoretry_for=(ConnectionError,), max_retries=RETRIES)
 async def awork(label: str) -> str:
     facts = begin(label)
     await asyncio.sleep(length(label))
     return end(label, facts, 0)
 
 
-@app.task(base=durable.Step, atomic=True, max_retries=RETRIES)
+@app.task(base=durable.Step, autoretry_for=(ConnectionError,), atomic=True, max_retries=RETRIES)
 def book(label: str) -> str:
     """Have an effect in the database, in the transaction of the checkpoint."""
     facts = begin(label)

@@ -5,24 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
+import shutil
+import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kombu
-import psutil
 import psycopg
 
 from celery_durable.testing.servers import EmbeddedBroker, EmbeddedPostgres
 from tests.chaos.ledger import now
 from tests.fixtures.proxy import PostgresProxy
 from tests.fixtures.rabbit import RabbitNode
-from tests.fixtures.workers import CeleryProcess, Worker, Workers, is_alive
+from tests.fixtures.workers import CeleryProcess, Worker, Workers
 
 APP = "tests.chaos.app:app"
 QUEUE = "chaos"
@@ -37,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "max_recovery_attempts": 1_000,
     "step_events": False,
 }
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+SKEW = Path(__file__).with_name("skew.c")
 
 #: Tables of the app's own, by which effects in the database are counted.
 TABLES = """
@@ -79,6 +78,8 @@ class Stage:
     workers: Workers
     posts: list[Post]
     beats: list[CeleryProcess | None]
+    #: What moves a worker's clock; None where there is no C compiler.
+    skew: Path | None
     lock: threading.RLock = field(default_factory=threading.RLock)
     closing: bool = False
 
@@ -152,9 +153,8 @@ class Stage:
     def _fill(self, post: Post) -> None:
         post.started += 1
         env = {"DATABASE_URL": self.proxy.url} if post.behind_proxy else {}
-        if post.skewed and FAKETIME.exists():
-            hours = self.dice.uniform(-1, 1)
-            env |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{hours * 3600:+.0f}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        if post.skewed and self.skew is not None:
+            env |= {"LD_PRELOAD": str(self.skew), "SKEW": str(self.dice.randint(-3600, 3600))}
         post.worker = self.workers.start(
             APP, post.pool, post.concurrency, hostname=f"{post.name}{post.started}@chaos", env=env, wait=False,
             args=("--without-gossip",), soft_shutdown=self.dice.choice([0, 1.5]),
@@ -175,7 +175,7 @@ def stage(home: Path, seed: int, broker: str) -> Iterator[Stage]:
             "LEDGER": str(home / "ledger"),
         }
         workers = Workers({}, home)
-        made = Stage(home, dice, postgres, messages, proxy, workers, _posts(), [None, None, None])
+        made = Stage(home, dice, postgres, messages, proxy, workers, _posts(), [None, None, None], _skew(home))
         with made.sql() as connection:
             connection.execute(TABLES)
         try:
@@ -194,27 +194,10 @@ def _posts() -> list[Post]:
     ]
 
 
-def stop(process: psutil.Process) -> None:
-    """SIGKILL for one process that may be gone already."""
-    with suppress(psutil.NoSuchProcess):
-        process.kill()
-
-
-def wait_for_end(worker: Worker, seconds: float) -> bool:
-    """Wait until a worker has ended by itself; False if it doesn't."""
-    give_up_at = time.monotonic() + seconds
-    while worker.running:
-        if time.monotonic() > give_up_at:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def group_of(worker: Worker) -> list[psutil.Process]:
-    """The living processes of a worker."""
-    with suppress(psutil.NoSuchProcess):
-        return [process for process in (psutil.Process(worker.pid), *worker.children()) if is_alive(process)]
-    return []
-
-
-__all__ = ["LEASE", "QUEUE", "SETTINGS", "SWEEP", "Post", "Stage", "group_of", "signal", "stage", "stop", "wait_for_end"]
+def _skew(home: Path) -> Path | None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    library = home / "skew.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SKEW, "-ldl"], check=True)
+    return library
