@@ -165,7 +165,8 @@ def _unexcused(evidence: Evidence, begins: Sequence[Entry], ends: dict[str, Entr
     used: set[int] = set()
     for first, second in zip(begins, begins[1:]):
         end = ends.get(first.nonce)
-        if end is not None and end.what == "fail" and end.at <= second.at:
+        failed = end is not None and end.what == "fail" and end.at <= second.at
+        if failed or _stood_still(evidence.faults, second):
             continue
         atomic = first.key.startswith("tests.chaos.app.book")
         excuses = [

@@ -122,8 +122,19 @@ class Load:
                     self.undone.append(workflow_id)
                     return
         except (psycopg.OperationalError, exceptions.DatabaseUnavailable):
-            return  # nobody can know whether it was committed; the two tables must say the same
+            if not self._was_committed(workflow_id):
+                return
         self._started(kind, number, workflow_id)
+
+    def _was_committed(self, workflow_id: str) -> bool:
+        """Ask the other table of the transaction, whose answer was lost, until the database answers."""
+        while True:
+            try:
+                with self.stage.sql() as connection:
+                    found = connection.execute("SELECT FROM purchase WHERE workflow = %s", [workflow_id])
+                    return found.fetchone() is not None
+            except psycopg.OperationalError:
+                time.sleep(0.05)
 
     def _started(self, kind: str, number: int, workflow_id: str) -> None:
         made = Started(workflow_id, kind, number)
