@@ -65,7 +65,7 @@ class Node(Loop):
         self._lost, self._killed, self._revoked = _Box(lock()), _Box(lock()), _Box(lock())
         self._left, self._pace = _Box(lock()), Pace(_LEFT_FOR, _MOST_LEFT)
         self._cancelled: deque[Any] = deque()
-        self._pool_pids: Callable[[], set[int]] = set
+        self._pool_pids: Callable[[], set[int]] | None = None
         self._notice_deaths: Callable[[], None] = lambda: None
         self._connection: Any = None
         self._sweep_due = time.monotonic()
@@ -96,7 +96,7 @@ class Node(Loop):
             return
         # A cold shutdown kills its processes: what they had is handed over, and no crash is counted.
         box = self._killed if self._cold else self._lost
-        box.add(request.id, request.worker_pid)
+        box.add(request.id, self._process_of(request))
         self.bell.ring()
 
     def hand_over(self, request: Any) -> None:
@@ -124,7 +124,7 @@ class Node(Loop):
     # What the worker tells.
 
     def watch_pool(self, pids: Callable[[], set[int]], notice_deaths: Callable[[], None]) -> None:
-        """Watch the processes of a pool, and tell it at once when one has died."""
+        """Watch the pool's processes, and tell it at once when one has died. A green pool has none."""
         self._pool_pids = pids
         self._notice_deaths = notice_deaths
 
@@ -151,7 +151,7 @@ class Node(Loop):
     def turn(self) -> float:
         """Say what is to be said, and sweep if that is due."""
         began = self._turned_at = time.monotonic()
-        self.bell.watch(self._pool_pids())
+        self.bell.watch(self._pool_pids() if self._pool_pids is not None else set())
         said = self._flush()
         self.attempt(self._listen)
         self.attempt(self._hear)
@@ -190,6 +190,10 @@ class Node(Loop):
             self._registry.confirmed(delivered)
             self._installation.observers.tell("confirmed", sorted(delivered))
 
+    def _process_of(self, request: Any) -> int | None:
+        """The process that has a request; what a green pool calls so is the number of a greenlet."""
+        return None if self._pool_pids is None else request.worker_pid
+
     def _rescue(self) -> None:
         with self._lost.taken() as lost:
             _wait_for_exit(lost.values())
@@ -205,7 +209,7 @@ class Node(Loop):
             request = self._cancelled.popleft()
             self._registry.remove(request, delivered=False, hold=True)
             if is_id(request.id):
-                self._killed.add(request.id, request.worker_pid)
+                self._killed.add(request.id, self._process_of(request))
         with self._killed.taken() as killed:
             if killed:
                 _wait_for_exit(killed.values())

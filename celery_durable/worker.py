@@ -39,7 +39,8 @@ class NodeStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Start the node, and hook it into the worker's shutdown."""
         node = self._node = Node(self._installation, worker.hostname)
-        node.watch_pool(lambda: _pool_pids(worker), lambda: _notice_deaths(worker))
+        if not worker.pool.is_green:
+            node.watch_pool(lambda: _pool_pids(worker), lambda: _notice_deaths(worker))
         node.start()
         self._installation.node = node
         _hear_revoke()

@@ -120,9 +120,10 @@ def test_a_shutdown_hands_over_after_the_running_step(site: Site, gates: Gates, 
 
 
 @pytest.mark.oldest
-def test_a_cold_shutdown_hands_over_the_step(site: Site, gates: Gates) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_cold_shutdown_hands_over_the_step(site: Site, gates: Gates, pool: str) -> None:
     """The running step is cut short and runs again in another worker; no crash is counted."""
-    workers = site.start(2)
+    workers = site.start(2, pool=pool)
     handle = at_second_step(site)
     owner = site.owner(*workers)
     owner.stop("cold")
