@@ -24,8 +24,9 @@ lint: $(VENV)/dev.stamp
 bench:
 	@echo "The benchmarks aren't there yet."; exit 1
 
-chaos:
-	@echo "The chaos test isn't there yet."; exit 1
+# Everything at once, for DURATION seconds; SEED brings the faults of another run again.
+chaos: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed=$(SEED)) $(if $(DURATION),--duration=$(DURATION))
 
 clean:
 	rm -rf .venv .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""Everything at once, for as long as you like: `python -m tests.chaos --seed=… --duration=…`, and whether all came right."""
+"""Everything at once, for as long as you like: `python -m tests.chaos --seed=… --duration=…`."""

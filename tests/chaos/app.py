@@ -50,7 +50,7 @@ installed_on(app).observers.add(Witness())
 # Steps
 
 
-def begin(label: str) -> dict[str, Any]:
+def begin() -> dict[str, Any]:
     """Say that a body begins; the facts by which it says more."""
     facts = {"key": durable.current.step.key, "attempt": durable.current.step.attempt, "nonce": uuid.uuid4().hex}
     ledger.write("begin", durable.current.workflow_id, **facts)
@@ -72,30 +72,33 @@ def length(label: str) -> float:
     return 0.4 if number % 20 == 0 else number % 7 * 0.003
 
 
-@app.task(base=durable.Step, autoretry_for=(ConnectionError,), max_retries=RETRIES, retry_backoff=0.05, retry_backoff_max=1)
+OFTEN = {"autoretry_for": (ConnectionError,), "max_retries": RETRIES}
+
+
+@app.task(base=durable.Step, retry_backoff=0.05, retry_backoff_max=1, **OFTEN)
 def work(label: str, failures: int = 0) -> str:
-    facts = begin(label)
+    facts = begin()
     time.sleep(length(label))
     return end(label, facts, failures)
 
 
-@app.task(base=durable.Step, autoretry_for=(ConnectionError,), max_retries=RETRIES, retry_backoff=1, retry_jitter=False, retry_backoff_max=2)
+@app.task(base=durable.Step, retry_backoff=1, retry_backoff_max=2, retry_jitter=False, **OFTEN)
 def stubborn(label: str, failures: int = 0) -> str:
     """Its tries are so far apart that the workflow gives its worker back."""
-    return end(label, begin(label), failures)
+    return end(label, begin(), failures)
 
 
-@app.task(base=durable.Step, autoretry_for=(ConnectionError,), max_retries=RETRIES)
+@app.task(base=durable.Step, **OFTEN)
 async def awork(label: str) -> str:
-    facts = begin(label)
+    facts = begin()
     await asyncio.sleep(length(label))
     return end(label, facts, 0)
 
 
-@app.task(base=durable.Step, autoretry_for=(ConnectionError,), atomic=True, max_retries=RETRIES)
+@app.task(base=durable.Step, atomic=True, **OFTEN)
 def book(label: str) -> str:
     """Have an effect in the database, in the transaction of the checkpoint."""
-    facts = begin(label)
+    facts = begin()
     durable.current.connection.execute(
         "INSERT INTO effect (workflow, key, nonce) VALUES (%s, %s, %s)",
         [durable.current.workflow_id, facts["key"], facts["nonce"]],

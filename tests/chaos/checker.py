@@ -6,12 +6,14 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tests.chaos.faults import Fault
 from tests.chaos.kinds import EXPECTED, NAP
 from tests.chaos.ledger import Entry
 from tests.chaos.load import Started
+from tests.chaos.stage import LEASE, SLACK, SWEEP
 
 #: A commit is a moment later than the time that its row tells.
 TICK = 0.05
@@ -19,6 +21,8 @@ TICK = 0.05
 STALE = 1.0
 #: What a process that stood still, or a busy machine, may add between a look and the body's first line.
 LATE = 1.0
+#: PROTOCOL: a killed worker's workflow can be claimed again after a lease and a sweep.
+BOUND = LEASE + SWEEP + SLACK
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,22 @@ def findings(evidence: Evidence) -> Iterator[str]:
     yield from _reruns(evidence)
     yield from _cancellations(evidence)
     yield from _naps(evidence)
+    yield from _late_recoveries(evidence)
+
+
+def recoveries(evidence: Evidence) -> Iterator[tuple[Fault, float]]:
+    """How long after the death of a worker the recovery enqueued what it had run, where no other fault was near."""
+    rescued: dict[str, list[float]] = defaultdict(list)
+    for entry in evidence.entries:
+        if entry.what == "rescue":
+            rescued[entry.workflow].append(entry.at)
+    for fault in evidence.faults:
+        if fault.name == "worker killed" and not _is_disturbed(fault, evidence.faults):
+            last = {entry.workflow: entry for entry in evidence.entries if entry.at < fault.end}
+            for workflow, entry in last.items():
+                if entry.pid in fault.pids and entry.what == "begin":
+                    after = [at for at in rescued[workflow] if at > fault.begin]
+                    yield fault, min(after, default=float("inf")) - fault.begin
 
 
 def flat(value: Any) -> Iterator[str]:
@@ -163,7 +183,7 @@ def _begun_after_the_end(evidence: Evidence, where: tuple[str, str], begins: Seq
 
 def _unexcused(evidence: Evidence, begins: Sequence[Entry], ends: dict[str, Entry]) -> Iterator[str]:
     used: set[int] = set()
-    for first, second in zip(begins, begins[1:]):
+    for first, second in pairwise(begins):
         end = ends.get(first.nonce)
         failed = end is not None and end.what == "fail" and end.at <= second.at
         if failed or _stood_still(evidence.faults, second):
@@ -176,7 +196,8 @@ def _unexcused(evidence: Evidence, begins: Sequence[Entry], ends: dict[str, Entr
         ]
         if not excuses:
             yield f"{second} ran again without a cause after {first}, which came to {end}"
-        used.update(excuses[:1])
+        # A process is hit once; connections are lost again and again.
+        used.update(number for number in excuses[:1] if first.pid in evidence.faults[number].pids)
 
 
 def _cancellations(evidence: Evidence) -> Iterator[str]:
@@ -200,6 +221,19 @@ def _naps(evidence: Evidence) -> Iterator[str]:
             before, after = (_nonce(text) or "" for text in row.result[:2])
             if before in ended and after in begun and begun[after].at - ended[before].at < NAP - TICK:
                 yield f"{row} slept for {begun[after].at - ended[before].at:.2f} s only"
+
+
+def _late_recoveries(evidence: Evidence) -> Iterator[str]:
+    """What a dead worker had run is enqueued again within a lease and a sweep."""
+    for fault, seconds in recoveries(evidence):
+        if seconds > BOUND:
+            yield f"{fault}: what it had run was enqueued again {seconds:.1f} s later, not within {BOUND:g} s"
+
+
+def _is_disturbed(fault: Fault, faults: Sequence[Fault]) -> bool:
+    """Whether another fault was so near that the bound doesn't hold: it counts from an undisturbed cluster on."""
+    others = (other for other in faults if other is not fault and (other.pids or other.breaks_transactions))
+    return any(other.begin < fault.end + BOUND and other.end > fault.begin - BOUND for other in others)
 
 
 def _stood_still(faults: Sequence[Fault], entry: Entry) -> bool:

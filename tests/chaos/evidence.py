@@ -23,7 +23,9 @@ OUTCOMES = "SELECT workflow, key, ok, value, extract(epoch FROM at)::float8 FROM
 LEFT_BEHIND = {
     "unfinished workflows": "SELECT id, state FROM celery_durable.workflow WHERE finished_at IS NULL",
     "undelivered outcomes": "SELECT id, state FROM celery_durable.workflow WHERE NOT dispatched",
-    "ends that still have a node": "SELECT id, node FROM celery_durable.workflow WHERE finished_at IS NOT NULL AND node IS NOT NULL",
+    "ends that still have a node": (
+        "SELECT id, node FROM celery_durable.workflow WHERE finished_at IS NOT NULL AND node IS NOT NULL"
+    ),
     "ends without an outcome": (
         "SELECT id, state FROM celery_durable.workflow w WHERE finished_at IS NOT NULL"
         " AND NOT EXISTS (SELECT FROM celery_durable.output o WHERE o.workflow = w.id)"

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.chaos.ledger import now
 from tests.chaos.stage import LEASE, QUEUE, Post, Stage
 
 #: A worker that doesn't end by itself in so many seconds is killed.
-PATIENCE = 30
+PATIENCE = 20
 #: Messages that are delivered once more, long after their time.
 KEPT = 500
 
@@ -37,7 +38,7 @@ class Fault:
 
     def excuses(self, pid: int, begin: float, end: float, *, atomic: bool) -> bool:
         """Whether a body of this process, which began then, may have to run again at the end."""
-        hit = pid in self.pids or atomic and self.breaks_transactions
+        hit = pid in self.pids or (atomic and self.breaks_transactions)
         return hit and self.begin <= end and self.end >= begin
 
 
@@ -92,12 +93,12 @@ def pause_worker(stage: Stage, dice: random.Random) -> frozenset[int] | None:
 
 def stop_warm(stage: Stage, dice: random.Random) -> frozenset[int] | None:
     """A deploy: nothing that runs is hit."""
-    return _stop(stage, dice, lambda post: True, "warm", NOBODY)
+    return _stop(stage, dice, signal.SIGTERM, hits=False)
 
 
 def stop_hard(stage: Stage, dice: random.Random) -> frozenset[int] | None:
     """A deploy that waits for a moment only (soft), or not at all (cold), as the worker was started for."""
-    return _stop(stage, dice, lambda post: True, "hard", None)
+    return _stop(stage, dice, signal.SIGQUIT, hits=True)
 
 
 # Postgres, and the way to it
@@ -135,10 +136,10 @@ def cut_connections(stage: Stage, dice: random.Random) -> frozenset[int] | None:
 
 def delay_answers(stage: Stage, dice: random.Random) -> frozenset[int] | None:
     """Statements, or their answers, are on their way for a while."""
-    held = [
-        stage.proxy.hold(dice.choice(["checkpoint", "UPDATE", ""]), dice.choice(["before", "after"]), nth=dice.randint(1, 5))
-        for _ in range(dice.randint(1, 6))
-    ]
+    held = []
+    for _ in range(dice.randint(1, 6)):
+        matching = dice.choice(["checkpoint", "UPDATE", ""])
+        held.append(stage.proxy.hold(matching, dice.choice(["before", "after"]), nth=dice.randint(1, 5)))
     time.sleep(dice.uniform(0.1, LEASE / 3))
     stage.proxy.reset()
     for hold in held:
@@ -249,28 +250,15 @@ def strike(name: str, how: Strike, stage: Stage, dice: random.Random) -> Fault |
     return None if pids is None else Fault(name, begin, now(), pids, name in BREAK_TRANSACTIONS)
 
 
-def _stop(
-    stage: Stage, dice: random.Random, fits: Callable[[Post], bool], how: str, hit: frozenset[int] | None
-) -> frozenset[int] | None:
-    post = stage.some_post(dice, fits)
+def _stop(stage: Stage, dice: random.Random, number: signal.Signals, *, hits: bool) -> frozenset[int] | None:
+    post = stage.some_post(dice)
     if post is None or post.worker is None:
         return None
     pids = stage.pids(post)
-    post.worker.send_signal(signal.SIGTERM if how == "warm" else signal.SIGQUIT)
-    stubborn = not _ends(post, PATIENCE)
-    if stubborn:
-        post.worker.kill()
+    post.worker.send_signal(number)
+    killed = not stage.ends(post.worker, PATIENCE)
     stage.let_go(post, vacant_for=dice.uniform(0, 1))
-    return pids if stubborn or hit is None else hit
-
-
-def _ends(post: Post, seconds: float) -> bool:
-    give_up_at = time.monotonic() + seconds
-    while post.worker is not None and post.worker.running:
-        if time.monotonic() > give_up_at:
-            return False
-        time.sleep(0.05)
-    return True
+    return pids if hits or killed else NOBODY
 
 
 def _pids(stage: Stage, posts: list[Post]) -> frozenset[int]:
@@ -278,10 +266,8 @@ def _pids(stage: Stage, posts: list[Post]) -> frozenset[int]:
 
 
 def _kill(process: psutil.Process) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):  # it was faster
         process.kill()
-    except psutil.NoSuchProcess:
-        pass  # it was faster
 
 
 def _send_again(producer: Any, message: Any) -> None:

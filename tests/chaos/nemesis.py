@@ -9,16 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import kombu
 import psycopg
 
 from tests.chaos.faults import Fault, faults, strike
 from tests.chaos.ledger import now
-from tests.chaos.stage import LEASE, SWEEP, Stage
+from tests.chaos.stage import LEASE, SLACK, SWEEP, Stage
 
 CALM_SHARE = 0.15
 AT_ONCE = 3
-#: What two busy cores may add to the bounds of the protocol, in seconds.
-SLACK = 3.0
 #: From the instant at which all workers are up: a lease until one of them is a witness, one for the silent node.
 BOUND = 2 * LEASE + SWEEP + SLACK
 
@@ -29,7 +28,8 @@ SELECT w.id, w.state,
 FROM celery_durable.workflow w LEFT JOIN celery_durable.node n ON n.id = w.node
 WHERE w.state = 'RUNNING' AND (n.id IS NULL OR n.seen < clock_timestamp() - make_interval(secs => %(lease)s))
 OR w.state = 'SUSPENDED' AND w.wake_at < clock_timestamp() - make_interval(secs => %(sweep)s)
-OR w.state = 'ENQUEUED' AND w.published_at IS NULL AND w.publish_at < clock_timestamp() - make_interval(secs => %(sweep)s)
+OR w.state = 'ENQUEUED' AND w.published_at IS NULL
+    AND w.publish_at < clock_timestamp() - make_interval(secs => %(sweep)s)
 OR w.finished_at < clock_timestamp() - make_interval(secs => 10 * %(lease)s) AND NOT w.dispatched AND w.node IS NOT NULL
     AND (n.id IS NULL OR n.seen < clock_timestamp() - make_interval(secs => %(lease)s))
 """
@@ -51,9 +51,13 @@ class Nemesis:
         self._over = threading.Event()
         self._tender = threading.Thread(target=self._tend, daemon=True)
 
+    def begin(self) -> None:
+        """Let whoever dies be replaced from now on, and wait until all are at work."""
+        self._tender.start()
+        self.calm()
+
     def rage(self, seconds: float) -> None:
         """Strike for so long. Everything is healed at the end."""
-        self._tender.start()
         give_up_at = now() + seconds
         number = 0
         with ThreadPoolExecutor(AT_ONCE) as hands:
@@ -86,7 +90,7 @@ class Nemesis:
         time.sleep(dice.uniform(0, 0.7))
         try:
             fault = strike(name, self._faults[name][0], self.stage, dice)
-        except (psycopg.OperationalError, OSError) as error:
+        except (psycopg.OperationalError, kombu.exceptions.OperationalError, OSError) as error:
             # Another fault has been faster, and there is nobody to strike at.
             self.say(f"{name}: {type(error).__name__}")
             return

@@ -12,15 +12,13 @@ from tests.fixtures.workers import ROOT
 
 SEED = 20
 SECONDS = 15
+NEEDS_RABBITMQ = pytest.mark.skipif(not rabbit.is_installed(), reason="rabbitmq-server isn't installed")
 
 
 @pytest.mark.alone
 @pytest.mark.crash
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "broker",
-    ["redis", pytest.param("rabbitmq", marks=pytest.mark.skipif(not rabbit.is_installed(), reason="needs rabbitmq-server"))],
-)
+@pytest.mark.parametrize("broker", ["redis", pytest.param("rabbitmq", marks=NEEDS_RABBITMQ)])
 def test_a_short_chaos(broker: str) -> None:
     """Under everything at once every promise is kept."""
     command = ["-m", "tests.chaos", f"--seed={SEED}", f"--duration={SECONDS}", f"--broker={broker}"]

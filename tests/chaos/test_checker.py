@@ -54,7 +54,7 @@ def rerun(first: Entry, *, key: str = f"{WORK}#2", end: str | None = None) -> li
     """The entries when the second step began twice."""
     ends = [] if end is None else [entry(end, key, first.nonce, first.at + 0.1)]
     good = evidence().entries
-    return [*good[:2], first, *ends, *good[2:]]
+    return [*good[:2], first, *ends, entry("rescue", "", "", 2.8), *good[2:]]
 
 
 def test_nothing_is_found_where_all_went_well() -> None:
@@ -118,6 +118,14 @@ def test_a_fault_excuses_one_more_run_of_what_it_has_hit() -> None:
     assert any("without a cause" in each for each in findings(evidence(entries=twice, faults=[kill])))
     other = Fault("worker killed", 2.6, 2.7, frozenset([6]))
     assert any("without a cause" in each for each in findings(evidence(entries=rerun(first), faults=[other])))
+
+
+def test_a_late_recovery_is_found() -> None:
+    """What an undisturbed kill has left is enqueued again within a lease and a sweep."""
+    kill = Fault("worker killed", 2.6, 2.7, frozenset([5]))
+    entries = rerun(entry("begin", f"{WORK}#2", C, 2.5, pid=5))
+    late = [replace(each, at=60.0) if each.what == "rescue" else each for each in entries]
+    assert any("was enqueued again" in each for each in findings(evidence(entries=late, faults=[kill])))
 
 
 def test_a_failed_try_needs_no_excuse() -> None:
