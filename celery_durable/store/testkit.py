@@ -146,7 +146,7 @@ def _url_of(facts: dict[str, Any], server: str) -> str:
 def _administer(server: str, statement: str, name: str) -> None:
     try:
         with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))  # type: ignore[arg-type]
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigurationError(
             f"The user of DATABASE_URL can't create a database for tests ({brief(error)}): grant it CREATEDB, or unset "

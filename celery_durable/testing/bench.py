@@ -130,6 +130,7 @@ class Bench:
             run(workflow_id, args, kwargs, request)
         except Killed:
             self.bury()
+            return True
         self._workflows.confirm(self._node, [workflow_id], patience=CALLER_PATIENCE)
         row = row_of(self.installation, workflow_id)
         return row.state != states.ENQUEUED or row.attempt != message.attempt
@@ -160,7 +161,12 @@ class Bench:
     def _redispatch(self) -> int:
         """Deliver the outcomes of workflows whose owners are gone."""
         messages: list[StoredMessage] = []
-        self.recovery(lambda batch: messages.extend(batch) or ()).redispatch()
+
+        def keep(batch: list[StoredMessage]) -> Sequence[str]:
+            messages.extend(batch)
+            return ()
+
+        self.recovery(keep).redispatch()
         for message in messages:
             self.deliver(message)
         return len(messages)
@@ -209,7 +215,7 @@ def on_bench(app: Celery) -> Iterator[Bench]:
     if found is not None:
         yield found
         return
-    with _as_in_worker(), _strict(installation):
+    with as_in_worker(), _strict(installation):
         bench = _benches[installation] = Bench(installation)
         try:
             yield bench
@@ -230,7 +236,7 @@ def _strict(installation: Installation) -> Iterator[None]:
 
 
 @contextmanager
-def _as_in_worker() -> Iterator[None]:
+def as_in_worker() -> Iterator[None]:
     """Let a task that calls Celery's own ``__call__`` keep its one request, as Celery does in its workers."""
     if getattr(Task, "_stackprotected", False):
         yield

@@ -17,12 +17,12 @@ from kombu.utils.json import loads as kombu_loads
 from .. import states
 from ..client import row_of
 from ..envelope import check_id
+from ..errors import decode_error
 from ..exceptions import SerializationError
 from ..installation import Installation, find
 from ..serialization import JSON, Payload
 from ..store.rows import Checkpoint
 from ..store.testkit import Recorded, TestKit
-from ..errors import decode_error
 
 _FORMAT = 1
 
@@ -39,8 +39,9 @@ class Kept:
     @classmethod
     def of(cls, payload: Payload, *, ok: bool) -> Kept:
         """Keep what is stored."""
-        if not ok or (payload.content_type or JSON).partition(";")[0] == JSON and "compression=" not in (
-            payload.content_type or ""
+        if not ok or (
+            (payload.content_type or JSON).partition(";")[0] == JSON
+            and "compression=" not in (payload.content_type or "")
         ):
             return cls(ok, json.loads(payload.data), payload.content_type)
         return cls(ok, base64.b64encode(payload.data).decode(), payload.content_type, is_base64=True)

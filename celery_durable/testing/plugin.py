@@ -244,7 +244,7 @@ def _pointed_at(installation: Installation, url: str, settings: Mapping[str, Any
     """Let an installation have its workflows in another database for the block, and other settings."""
     config = _config(installation, url, settings)
     parts = vars(installation)
-    usual = {name: parts.pop(name) for name in ("config", "codec", "store", "engine") if name in parts}
+    usual: dict[str, Any] = {name: parts.pop(name) for name in ("config", "codec", "store", "engine") if name in parts}
     parts["config"] = config
     try:
         yield

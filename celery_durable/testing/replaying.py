@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, NoReturn
 
@@ -18,16 +17,15 @@ from ..delivery import translated, without_exit
 from ..engine import runner
 from ..engine.context import Attempt, Engine, boot_time
 from ..engine.observer import Observers
-from ..engine.outcome import Completed, Failed, Outcome, Retried
+from ..engine.outcome import Completed, Failed, Outcome
 from ..exceptions import ConfigurationError, NondeterminismError, Suspended
 from ..installation import Installation, installed_on
 from ..serialization import Payload
 from ..store.rows import Checkpoint, Claim, Fence
 from ..task import Workflow
-from ..text import call_repr
-from .bench import _as_in_worker
+from .bench import as_in_worker
 from .history import History, Kept, arguments_of
-from .runs import AtEveryHook, signature_of
+from .runs import AtEveryHook, first_of, signature_of
 
 _PATCH = "durable.patched "
 #: Hooks after which a body would run, or something be written.
@@ -48,7 +46,7 @@ def replay(history: History, workflow: Any) -> None:
         raise ConfigurationError(
             f"replay() takes a history first, not {history!r:.100}: History.load(path), or history_of(id)."
         )
-    task = signature_of(workflow).type
+    task = first_of(signature_of(workflow)).type
     if task.name != history.name:
         raise ConfigurationError(
             f"This is a history of the workflow {history.name}, and it is replayed against {task.name}."
@@ -62,6 +60,7 @@ class _Recorded(dict[str, Checkpoint]):
     def __init__(self, steps: dict[str, Checkpoint], nothing: Payload) -> None:
         super().__init__(steps)
         self.asked: set[str] = set()
+        self.last: str | None = None
         #: The patches that are taken although the recorded run didn't know them.
         self.taken: list[str] = []
         self._nothing = nothing
@@ -69,6 +68,7 @@ class _Recorded(dict[str, Checkpoint]):
     def get(self, key: str, default: Any = None) -> Any:
         """Return a step; a patch that comes after all that is recorded is taken, as in production."""
         self.asked.add(key)
+        self.last = key
         if key not in self and key.startswith(_PATCH):
             self.taken.append(key)
             self[key] = Checkpoint(key, 0, 1, True, self._nothing)
@@ -94,7 +94,7 @@ class _Stop(AtEveryHook):
     def stop(self, key: str | None = None) -> NoReturn:
         """Unwind the function."""
         if self.key is None:
-            self.key = key
+            self.key = key or self.attempt.history.last
         raise self.attempt.unwind(Suspended("the end of the history"))
 
 
@@ -105,6 +105,16 @@ class _NoStore:
         self._stop = stop
 
     def __getattr__(self, name: str) -> Any:
+        return _NoTable(self._stop)
+
+
+class _NoTable:
+    """One table of that; to name a statement of it is to make one."""
+
+    def __init__(self, stop: _Stop) -> None:
+        self._stop = stop
+
+    def __getattr__(self, name: str) -> NoReturn:
         self._stop.stop()
 
 
@@ -124,7 +134,7 @@ class _Replay:
 
     def run(self) -> None:
         """Replay; raise NondeterminismError."""
-        with _instead(self.installation, self.engine), _as_in_worker(), self._as_task():
+        with _instead(self.installation, self.engine), as_in_worker(), self._as_task():
             outcome = self._outcome()
         if self.attempt.nondeterminism is not None:
             raise self.attempt.nondeterminism
@@ -204,8 +214,8 @@ class _Replay:
 
     def _error(self, recorded: str, now: str) -> NondeterminismError:
         return NondeterminismError(
-            f"The workflow {self.history.id} ({self.history.name}) can't be replayed by this code. Recorded: {recorded}. "
-            f"Now: {now}. Let running workflows keep the old code by durable.patched()."
+            f"The workflow {self.history.id} ({self.history.name}) can't be replayed by this code. "
+            f"Recorded: {recorded}. Now: {now}. Let running workflows keep the old code by durable.patched()."
         )
 
     def _engine(self) -> Engine:

@@ -108,7 +108,7 @@ def start(bench: Bench, workflow: Any, args: Any, kwargs: Any) -> list[str]:
     """Start a workflow, and return its id; of a chain those of all its workflows, the last one first."""
     done = workflow.done if isinstance(workflow, WithStepsDone) else {}
     signature = signature_of(workflow.workflow if isinstance(workflow, WithStepsDone) else workflow)
-    first = _first_of(signature)
+    first = first_of(signature)
     if installed_on(first.type.app) is not bench.installation:
         raise ConfigurationError(
             f"The workflow {first.task} belongs to the app {first.type.app.main!r}, and the test's app is "
@@ -151,12 +151,15 @@ def signature_of(workflow: Any) -> Any:
                 "@durable.workflow, or a signature of one."
             )
         signature = workflow.s()
-    if not getattr(_first_of(signature).type, "is_durable_workflow", False):
-        raise ConfigurationError(f"{_shown(workflow)} isn't the signature of a workflow, or a chain that begins with one.")
+    if not getattr(first_of(signature).type, "is_durable_workflow", False):
+        raise ConfigurationError(
+            f"{_shown(workflow)} isn't the signature of a workflow, or a chain that begins with one."
+        )
     return signature
 
 
-def _first_of(signature: Any) -> Any:
+def first_of(signature: Any) -> Any:
+    """Return the first signature of a chain, or the one itself."""
     return signature.tasks[0] if signature.subtask_type == "chain" else signature
 
 

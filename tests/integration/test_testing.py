@@ -87,7 +87,7 @@ class Shop:
     def workflow(self, function: Any = None, **options: Any) -> Any:
         """Declare a workflow."""
         declare = self.app.task(base=durable.Workflow, shared=False, **options)
-        return declare if function is None else declare(function)
+        return declare if function is None else declare(_named(function))
 
     def step(self, function: Any = None, **options: Any) -> Any:
         """Declare a step."""
@@ -308,7 +308,10 @@ def test_a_chain_of_workflows(shop: Shop, durable_run: Any) -> None:
 
     assert durable_run(chain(shop.checkout.s(1), shout.s())).get() == "SHIPPED 1, PAID 1"
     assert durable_run(shop.checkout.s(2).set(link=shout.s())).get() == "shipped 2, paid 2"
-    assert [each.result for each in durable.list_workflows(name=shout.name)] == ["SHIPPED 2, PAID 2", "SHIPPED 1, PAID 1"]
+    assert [each.result for each in durable.list_workflows(name=shout.name)] == [
+        "SHIPPED 2, PAID 2",
+        "SHIPPED 1, PAID 1",
+    ]
     run = durable_run(chain(shop.checkout.s(1), failing.s(), shout.s()))
     assert (run.state, run.outcome.name) == ("FAILURE", failing.name)
 
@@ -401,8 +404,8 @@ def test_what_is_no_workflow_is_refused(shop: Shop, durable_run: Any, kind: str)
         """Do nothing."""
 
     what = {
-        "plain task": plain, "step": shop.charge, "text": "checkout", "function": lambda: None, "class": durable.Workflow,
-        "signature": plain.s(),
+        "plain task": plain, "step": shop.charge, "text": "checkout", "function": lambda: None,
+        "class": durable.Workflow, "signature": plain.s(),
     }[kind]  # fmt: skip
     for use in (durable_run, survives_crashes, lambda it: with_steps_done(it, {}), lambda it: replay(_history(), it)):
         with pytest.raises(ConfigurationError, match="isn't"):
@@ -479,7 +482,9 @@ def test_a_history_is_plain_json(shop: Shop, durable_run: Any, tmp_path: Path) -
     replay(History.load(tmp_path / "mixed.json"), mixed)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 2}', '{"format": 1, "id": 1}', "\x00", "[" * 99999])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"format": 2}', '{"format": 1, "id": 1}', "\x00", "[" * 99999]
+)
 def test_a_broken_history(text: str, tmp_path: Path) -> None:
     """What isn't a history is an error that names the file and how to record one."""
     path = tmp_path / "broken.json"
@@ -498,7 +503,13 @@ def test_a_replay_runs_nothing(shop: Shop, durable_run: Any) -> None:
         both = durable.gather(shop.charge.s(2), shop.charge.s(3))
         durable.set_event("state", "asked")
         durable.send(child.id, "hello")
-        return durable.recv("answer", timeout=1, default="none"), child.get(), both, str(durable.uuid4()), durable.random()
+        return (
+            durable.recv("answer", timeout=1, default="none"),
+            child.get(),
+            both,
+            str(durable.uuid4()),
+            durable.random(),
+        )
 
     history = durable_run(everything, 1).history
     done, workflows = list(shop.calls), durable.list_workflows()
@@ -517,7 +528,7 @@ def test_a_replay_needs_no_database(shop: Shop, durable_run: Any) -> None:
 CHANGES = {
     "other arguments": (lambda shop: lambda order: shop.ship(order, shop.charge(order + 1)), r"\(1\).*\(2\)"),
     "a step is gone": (lambda shop: lambda order: shop.charge(order), "ship.*without asking"),
-    "a step is new": (lambda shop: lambda order: (shop.charge(order), shop.charge(order), shop.ship(order, "paid 1"))[2],
+    "a step is new": (lambda shop: lambda order: (shop.charge(order), shop.charge(order), shop.ship(order, "x")),
                       r"next was .*ship.*charge#2"),
     "a step is new at the end": (lambda shop: lambda order: (shop.ship(order, shop.charge(order)), shop.charge(2)),
                                  r"it returned 'shipped 1, paid 1'.*charge#2"),
@@ -525,7 +536,7 @@ CHANGES = {
     "another outcome": (lambda shop: lambda order: shop.ship(order, shop.charge(order)) + "!", "paid 1!"),
     "an error": (lambda shop: lambda order: 1 / (len(shop.ship(order, shop.charge(order))) - 17), "ZeroDivisionError"),
     "a wait is new": (lambda shop: lambda order: (durable.sleep(9), shop.ship(order, shop.charge(order)))[1], "sleep"),
-    "a child is new": (lambda shop: lambda order: (shop.checkout.delay(2), shop.ship(order, shop.charge(order)))[1], "delay"),
+    "a child is new": (lambda shop: lambda order: (shop.checkout.delay(2), shop.ship(order, "x")), "delay"),
     "a wait for the first is new":
         (lambda shop: lambda order: durable.wait_first([durable.WorkflowHandle("x")]), "wait_first"),
 }  # fmt: skip
@@ -536,7 +547,6 @@ def test_a_replay_is_strict(shop: Shop, durable_run: Any, change: str) -> None:
     """Code that does something else than was recorded is found, with both sides."""
     make, said = CHANGES[change]
     history = durable_run(shop.workflow(_original(shop), name="order"), 1).history
-    del shop.app.tasks["order"]
     done = list(shop.calls)
     with pytest.raises(NondeterminismError, match=f"(?s){said}"):
         replay(history, _redeclared(shop, make(shop)))
@@ -573,9 +583,8 @@ def test_an_unfinished_history_is_replayed_to_where_it_was(shop: Shop, durable_r
     def other(order: int) -> Any:
         return durable.recv("other"), shop.charge(order)
 
-    del shop.app.tasks[shop.approval.name]
-    with pytest.raises(NondeterminismError, match="charge.*recv"):
-        replay(history, shop.workflow(other, name=history.name))
+    with pytest.raises(NondeterminismError, match=r"charge.*recv"):
+        replay(history, _redeclared(shop, other, history.name))
 
 
 def test_failures_and_async_workflows_replay(shop: Shop, durable_run: Any) -> None:
@@ -731,11 +740,11 @@ def _chance_in_result(shop: Shop) -> Any:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (_memory_decides, "replay|ends in DEAD|another way"),
+        (_memory_decides, r"first called with \(2\).*Code outside of steps|ends in DEAD"),
         (_effect_outside, "Code outside of steps"),
         (_double_effect, r"killed after the body of step .*take'.*idempotency_key"),
-        (_chance, r"ends in DEAD.*durable\.random"),
-        (_chance_in_result, "can't be replayed"),
+        (_chance, r"first called with .*durable\.random"),
+        (_chance_in_result, "can't be replayed.*durable"),
     ],
 )
 def test_what_does_not_survive(shop: Shop, make: Any, said: str) -> None:
@@ -743,7 +752,7 @@ def test_what_does_not_survive(shop: Shop, make: Any, said: str) -> None:
     made = make(shop)
     function, before = made if isinstance(made, tuple) else (made, None)
     workflow = shop.workflow(lambda: function(), name="order")
-    with pytest.raises((AssertionError, NondeterminismError), match=f"(?s){said}"):
+    with pytest.raises(AssertionError, match=f"(?s){said}"):
         survives_crashes(workflow, before=before)
 
 
@@ -781,7 +790,7 @@ def test_unknown_ids(shop: Shop, durable_run: Any) -> None:
 def test_no_installation(postgres_server: str) -> None:
     """Without install() the error says what is missing."""
     app = Celery("bare", set_as_current=False)
-    bare = app.task(base=durable.Workflow, shared=False)(lambda: None)
+    bare = app.task(base=durable.Workflow, shared=False)(_named(lambda: None))
     for use in (survives_crashes, lambda it: history_of("x", app=app), lambda it: replay(_history(bare.name), it)):
         with pytest.raises(NotInstalled):
             use(bare)
@@ -824,6 +833,13 @@ def _history(name: str = "x") -> History:
     return History.from_json(json.dumps(facts))
 
 
+def _named(function: Any) -> Any:
+    """Give a lambda a name, which Celery needs."""
+    if function.__name__ == "<lambda>":
+        function.__name__ = function.__qualname__ = "order"
+    return function
+
+
 def _twice(shop: Shop) -> Any:
     return lambda order: [shop.charge(order), shop.charge(order)]
 
@@ -835,8 +851,8 @@ def _original(shop: Shop) -> Any:
     return order
 
 
-def _redeclared(shop: Shop, function: Any) -> Any:
+def _redeclared(shop: Shop, function: Any, name: str = "order") -> Any:
     """Declare the code of a later deploy under the same name, as another process would."""
     later = Celery("later", set_as_current=False)
     durable.install(later, database_url="postgresql://nobody@127.0.0.1:1/nothing")
-    return later.task(base=durable.Workflow, shared=False, name="order")(lambda order: function(order))
+    return later.task(base=durable.Workflow, shared=False, name=name)(_named(function))
