@@ -75,8 +75,8 @@ class Bench:
             elif not self.sweep() and not self._skip_time(workflow_id):
                 return
         raise AssertionError(
-            f"The workflow {workflow_id} has been run {MOST_ATTEMPTS:,} times and goes on: it seems to have no end. Use "
-            "the fixture durable_clock, with which time only passes when the test says so."
+            f"The workflow {workflow_id} has been run {MOST_ATTEMPTS:,} times and goes on: it seems to have no end. "
+            "Use the fixture durable_clock, with which time only passes when the test says so."
         )
 
     def advance(self, seconds: float) -> None:

@@ -42,8 +42,8 @@ _KEYED = {hook for hook, text in INSTANTS.items() if "{}" in text}
 Body = tuple[str, str]
 
 _PURE = (
-    "Code outside of steps runs again in each attempt: put what depends on time, chance or memory, and what has effects, "
-    "into steps, or take durable.now(), durable.uuid4() and durable.random()."
+    "Code outside of steps runs again in each attempt: put what depends on time, chance or memory, and what has "
+    "effects, into steps, or take durable.now(), durable.uuid4() and durable.random()."
 )
 
 
@@ -121,8 +121,8 @@ def survives_crashes(
 ) -> Survival:
     """Run a workflow once for every instant at which a worker can die; assert that each crash changes nothing.
 
-    The worker dies before and after each body, after each checkpoint, around each suspension and around the outcome, one
-    instant a run; the recovery rescues the workflow, and it goes on to its end. Asserted is that it ends as it does
+    The worker dies before and after each body, after each checkpoint, around each suspension and around the outcome,
+    one instant a run; the recovery rescues the workflow, and it goes on to its end. Asserted is that it ends as it does
     undisturbed and with the same checkpoints, that no step which was kept runs again, and that a body in flight runs
     once more at most. It runs in this process, so that fakes in its memory count on. A step that may run twice must
     still be harmless: look at your fakes for that.
@@ -275,8 +275,9 @@ class _Expected:
             if key in facts.steps and value == self.second.steps.get(key) != facts.steps[key]:
                 raise _violation(
                     instant, f"the step {key!r} has the outcome {facts.steps[key]!r}, and undisturbed {value!r}",
-                    "Its body isn't the same when it runs twice: make it idempotent by durable.current.idempotency_key, "
-                    "or atomic. If a fake only counts its calls, let before=… reset it.",
+                    "Its body isn't the same when it runs twice: make it idempotent by "
+                    "durable.current.idempotency_key, or atomic. If a fake only counts its calls, let before=… reset "
+                    "it.",
                 )  # fmt: skip
         if self.first.outcome == self.second.outcome != facts.outcome:
             raise _violation(

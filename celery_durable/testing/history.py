@@ -1,4 +1,4 @@
-"""Histories: a workflow's arguments, steps and outcome as plain data, to be kept beside the tests and replayed there."""
+"""Histories: a workflow's arguments, steps and outcome as plain data, to be kept beside the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures for pytest: ``pytest_plugins = ["celery_durable.testing.plugin"]`` in the conftest, or ``-p`` with that name.
+"""Fixtures for pytest: ``pytest_plugins = ["celery_durable.testing.plugin"]`` in a conftest, or ``-p`` with that name.
 
 ===================  ==================================================================================
 ``durable_postgres`` URL of a database made for this session, and dropped after it
@@ -36,10 +36,11 @@ from .runs import Run, go_on, id_of, start
 _INI = "durable_app"
 #: Celery's own fixtures, of which the first counts; their broker is the tests' own.
 _CELERYS = {"celery_app", "celery_session_app"}
-_BROKERS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
-#: No test needs a broker, and none may reach the one of the developer's settings.
+_SERVERS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
+#: No test needs a broker or a result backend, and none may reach those of the developer's settings.
 _CONF = {
-    "broker_url": "memory://", "broker_read_url": None, "broker_write_url": None, "task_always_eager": False,
+    "broker_url": "memory://localhost", "broker_read_url": None, "broker_write_url": None, "result_backend": None,
+    "task_always_eager": False,
 }  # fmt: skip
 
 
@@ -90,7 +91,7 @@ class DurableClock:
         return self._bench.kit.now()
 
     def advance(self, by: float | timedelta) -> None:
-        """Let time pass, in seconds or by a timedelta, and run what becomes due: timers, retries, timeouts, deadlines."""
+        """Let time pass, in seconds or by a timedelta, and run what becomes due: timers, retries, deadlines."""
         self._bench.advance(seconds(by, "The time to advance", zero=True))
 
 
@@ -146,7 +147,7 @@ def durable_app(
         if app is None:
             app = stack.enter_context(_new_app())
         elif not _CELERYS & set(request.fixturenames):
-            stack.enter_context(_without_broker(app))
+            stack.enter_context(_without_servers(app))
         stack.enter_context(_current(app))
         if registered(app) is None:
             durable.install(app)
@@ -182,8 +183,8 @@ def _app_named(name: str) -> Celery:
         app = find_app(name)
     except Exception as error:
         raise ConfigurationError(
-            f"The ini option {_INI} names {name!r}, which can't be imported ({type(error).__name__}: {error}): write it "
-            "as celery -A takes it, such as proj.celery:app."
+            f"The ini option {_INI} names {name!r}, which can't be imported ({type(error).__name__}: {error}): write "
+            "it as celery -A takes it, such as proj.celery:app."
         ) from error
     if not isinstance(app, Celery):
         raise ConfigurationError(f"The ini option {_INI} names {name!r}, which is no Celery app.")
@@ -192,9 +193,9 @@ def _app_named(name: str) -> Celery:
 
 @contextmanager
 def _new_app() -> Iterator[Celery]:
-    app = Celery("durable_app", broker="memory://", set_as_current=False)
+    app = Celery("durable_app", set_as_current=False)
     try:
-        with _without_broker(app):
+        with _without_servers(app):
             yield app
     finally:
         app.close()
@@ -214,10 +215,10 @@ def _current(app: Celery) -> Iterator[None]:
 
 
 @contextmanager
-def _without_broker(app: Celery) -> Iterator[None]:
-    """Let the app send its messages to nobody."""
+def _without_servers(app: Celery) -> Iterator[None]:
+    """Let the app send its messages to nobody, and its handles read Postgres."""
     with pytest.MonkeyPatch.context() as environment:
-        for name in _BROKERS:
+        for name in _SERVERS:
             environment.delenv(name, raising=False)
         app.conf.broker_url  # noqa: B018 - reads the app's configuration, which would replace what is set
         layer = app.conf.maps[0]
@@ -234,7 +235,8 @@ def _without_broker(app: Celery) -> Iterator[None]:
 
 def _forget_connections(app: Celery) -> None:
     broker.forget(app)
-    app._pool = None
+    app._pool, app._backend_cache = None, None
+    vars(app._local).pop("backend", None)
     if (amqp := vars(app).get("amqp")) is not None:
         amqp._producer_pool = None
 
