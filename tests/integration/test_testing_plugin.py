@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.fix_bakery import Bakery
+from tests.fixtures.pages import blocks
 from tests.fixtures.workers import ROOT
 
 CONFTEST = 'pytest_plugins = ["celery_durable.testing.plugin"]\n'
@@ -183,6 +184,24 @@ def run(directory: Path, files: dict[str, str], *options: str, env: dict[str, st
     return int(passed[1])
 
 
+def page(file: str) -> str:
+    """What docs/testing.md says of one file; its blocks without a name belong to the file before them."""
+    found, at = "", None
+    for block in blocks("python", page="docs/testing.md"):
+        at = block.file or at
+        found += block.text if at == file else ""
+    assert found, f"the page has no {file}"
+    return found
+
+
+def test_the_page(postgres_server: str, tmp_path: Path) -> None:
+    """The tests in docs/testing.md pass."""
+    files = {name: page(name) for name in ("conftest.py", "shop.py", "test_shop.py", "test_worker.py", "record.py")}
+    (ini,) = blocks("text", page="docs/testing.md")
+    files["pytest.ini"] = f"{ini.text}addopts = -p no:django\n"
+    assert run(tmp_path, files, env={"DATABASE_URL": postgres_server}) == 7
+
+
 @pytest.mark.parametrize("options", [(), ("-n2",)], ids=["one process", "xdist"])
 def test_an_app_of_ones_own(postgres_server: str, tmp_path: Path, options: tuple[str, ...]) -> None:
     """The app that pytest.ini names is on the test's database, without its broker; afterwards it is as before."""
@@ -229,7 +248,7 @@ def test_with_pytest_django(bakery: Bakery, postgres_server: str, tmp_path: Path
     bakery.manage("migrate")
     files = {
         "pytest.ini": "[pytest]\ndurable_app = bakery:celery_app\n", "conftest.py": CONFTEST,
-        "test_it.py": DJANGO_SUITE,
+        "test_it.py": DJANGO_SUITE, "test_page.py": page("test_django.py"),
     }  # fmt: skip
     suite = tmp_path / "suite"
     suite.mkdir()
@@ -237,4 +256,4 @@ def test_with_pytest_django(bakery: Bakery, postgres_server: str, tmp_path: Path
         (suite / name).write_text(text)
     done = bakery.run(["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "."], cwd=suite)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert "5 passed" in done.stdout
