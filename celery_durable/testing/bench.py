@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from celery import Celery
 from celery.app import trace
@@ -44,6 +44,16 @@ class Killed(SystemExit):
         super().__init__(9 - 256)  # as Celery's pool ends a process on a signal
 
 
+class AtEnd(Protocol):
+    """Watches a workflow until its end."""
+
+    def check(self) -> None:
+        """Say what is wrong with the run that has ended."""
+
+    def leave(self) -> None:
+        """Watch no longer."""
+
+
 class Bench:
     """The workflows of one app, run here."""
 
@@ -52,8 +62,10 @@ class Bench:
         self.app: Celery = installation.app
         self.kit = TestKit(installation.store)
         self.skips_time = True
-        #: What watches the runs of workflows that begin with some steps done, by id.
-        self.at_end: dict[str, Callable[[], None]] = {}
+        #: What is called when an attempt has died, before others do what remains.
+        self.died: Callable[[], None] = lambda: None
+        #: What watches workflows that have begun with some steps done, by id.
+        self.watched: dict[str, AtEnd] = {}
         self._node = uuid.uuid4()
         self._workflows = installation.store.workflows
 
@@ -65,14 +77,15 @@ class Bench:
         Where time is skipped, that is until this workflow has ended, or waits for more than time. Raises
         AssertionError for one that has no end.
         """
-        not_now: dict[str, int] = {}
+        refused: set[str] = set()
         for _ in range(MOST_ATTEMPTS):
-            message = self.kit.runnable(list(not_now))
+            message = self.kit.runnable(refused)
             if message is not None:
-                not_now = {each: attempt for each, attempt in not_now.items() if each != message.workflow_id}
                 if not self.deliver(message):
-                    not_now[message.workflow_id] = message.attempt
-            elif not self.sweep() and not self._skip_time(workflow_id):
+                    refused.add(message.workflow_id)
+            elif self.sweep() or self._skip_time(workflow_id):
+                refused.clear()
+            else:
                 return
         raise AssertionError(
             f"The workflow {workflow_id} has been run {MOST_ATTEMPTS:,} times and goes on: it seems to have no end. "
@@ -129,6 +142,7 @@ class Bench:
         try:
             run(workflow_id, args, kwargs, request)
         except Killed:
+            self.died()
             self.bury()
             return True
         self._workflows.confirm(self._node, [workflow_id], patience=CALLER_PATIENCE)
@@ -220,6 +234,8 @@ def on_bench(app: Celery) -> Iterator[Bench]:
         try:
             yield bench
         finally:
+            for watch in bench.watched.values():
+                watch.leave()
             del _benches[installation]
             installation.store.nodes.leave(bench._node, patience=0)
 

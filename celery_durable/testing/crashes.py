@@ -61,8 +61,6 @@ class _Watch(AtEveryHook):
 
     #: The hook and the how-manieth passing of it; None: nobody dies.
     target: tuple[str, int] | None = None
-    #: Called when the worker has died.
-    died: Callable[[], None] = lambda: None
     passes: list[tuple[str, str, str | None]] = field(default_factory=list)
     starts: Counter[Body] = field(default_factory=Counter)
     starts_later: Counter[Body] = field(default_factory=Counter)
@@ -135,6 +133,8 @@ def survives_crashes(
     Returns the instants that were tried. Raises AssertionError, which says at which instant, what differs and what to
     do; ConfigurationError if this is no workflow; NotInstalled.
     """
+    if not isinstance(args, list | tuple):
+        raise ConfigurationError(f"survives_crashes() takes the arguments as a tuple, (42,), not {args!r:.100}.")
     plain = workflow.workflow if isinstance(workflow, WithStepsDone) else workflow
     task = first_of(signature_of(plain)).type
     if app is not None and installed_on(app) is not installed_on(task.app):
@@ -193,18 +193,13 @@ class _Trial:
         """Run it with a crash, and compare."""
         watch = _Watch(target)
         kept: dict[Body, tuple[bool, bytes, int]] = {}
-        bury = self.bench.bury
 
         def died() -> None:
             watch.revive()
             kept.update(self.bench.kit.settled(watch.ids))
-            bury()
 
-        self.bench.bury = died  # type: ignore[method-assign]
-        try:
-            run = self._run(watch, instant)
-        finally:
-            self.bench.bury = bury  # type: ignore[method-assign]
+        self.bench.died = died
+        run = self._run(watch, instant)
         self._check_kept(watch, kept, instant)
         self._check_bodies(watch, instant)
         expected.check(run, instant)

@@ -123,7 +123,7 @@ def start(bench: Bench, workflow: Any, args: Any, kwargs: Any) -> list[str]:
     for key, value in keys.items():
         _answer(bench, ids[-1], key, value)
     if keys:
-        bench.at_end[ids[-1]] = _Asked(bench.installation, ids[-1], keys).check
+        bench.watched[ids[-1]] = _Asked(bench.installation, ids[-1], keys)
     return ids
 
 
@@ -136,8 +136,9 @@ def go_on(bench: Bench, *ids: str) -> Run:
     known = bench.installation.store.workflows.names_of(ids, patience=CALLER_PATIENCE)
     workflow_id = next((each for each in ids if each in known), ids[0])
     run = Run(get_workflow_status(workflow_id, app=bench.app), history_in(bench.installation, workflow_id))
-    if run.state in states.FINAL and (check := bench.at_end.pop(workflow_id, None)) is not None:
-        check()
+    if run.state in states.FINAL and (asked := bench.watched.pop(workflow_id, None)) is not None:
+        asked.leave()
+        asked.check()
     return run
 
 
@@ -201,9 +202,12 @@ class _Asked(AtEveryHook):
         if hook in ("step_replayed", "step_starting", "call_starting") and facts[0] == self._id:
             self._keys[facts[1]] = None
 
+    def leave(self) -> None:
+        """Hear of no more."""
+        self._installation.observers.remove(self)
+
     def check(self) -> None:
         """Raise AssertionError for a key that nobody has asked for."""
-        self._installation.observers.remove(self)
         for key in self._done:
             if key not in self._keys:
                 nearest = difflib.get_close_matches(key, self._keys, n=1, cutoff=0.0)

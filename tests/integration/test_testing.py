@@ -364,6 +364,28 @@ def test_atomic_steps(shop: Shop, durable_run: Any) -> None:
     assert durable_run(booking).get() >= 1
 
 
+def test_atomic_steps_of_sqlalchemy(shop: Shop, durable_run: Any, durable_postgres: str) -> None:
+    """A step that is atomic in an engine of the app's own commits with its checkpoint, and survives."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(durable_postgres.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE IF NOT EXISTS entry (workflow text UNIQUE)"))
+
+    @shop.step(atomic=engine)
+    def enter(workflow_id: str) -> None:
+        durable.current.connection.execute(text("INSERT INTO entry VALUES (:id)"), {"id": workflow_id})
+
+    @shop.workflow
+    def entering() -> None:
+        enter(durable.current.workflow_id)
+
+    try:
+        survives_crashes(entering)  # a second INSERT would be an error
+    finally:
+        engine.dispose()
+
+
 def test_a_plain_task_that_each_replay_would_send_is_an_error(shop: Shop, durable_run: Any) -> None:
     """What a worker warns of once is an error in tests, every time, with the line to write."""
 
@@ -625,6 +647,37 @@ def test_a_history_of_another_workflow(shop: Shop, durable_run: Any) -> None:
         replay(history.to_json(), shop.checkout)  # type: ignore[arg-type]
 
 
+class TestPickle:
+    """An app whose values are no JSON."""
+
+    @pytest.fixture
+    def durable_project_app(self) -> Celery:
+        app = Celery("pickling", set_as_current=False)
+        app.conf.update(task_serializer="pickle", accept_content=["pickle"])
+        return app
+
+    def test_values_that_are_no_json(self, durable_app: Celery, durable_run: Any) -> None:
+        """Arguments and results of another serializer are kept as base64, and read as far as the app accepts them."""
+        shop = Shop(durable_app)
+
+        @shop.workflow
+        def complex_order(number: complex) -> Any:
+            return {shop.charge(number): number}
+
+        run = durable_run(complex_order, 1j)
+        assert run.get() == {"paid 1j": 1j}
+        history = History.from_json(run.history.to_json())
+        assert history == run.history
+        replay(history, complex_order)
+        durable.install(
+            other := Celery("other", set_as_current=False), database_url="postgresql://nobody@127.0.0.1:1/x"
+        )
+        with pytest.raises(SerializationError, match="accept_content"):
+            replay(
+                history, other.task(base=durable.Workflow, shared=False, name=complex_order.name)(_named(lambda: None))
+            )
+
+
 # Crashes.
 
 
@@ -754,6 +807,12 @@ def test_what_does_not_survive(shop: Shop, make: Any, said: str) -> None:
     workflow = shop.workflow(lambda: function(), name="order")
     with pytest.raises(AssertionError, match=f"(?s){said}"):
         survives_crashes(workflow, before=before)
+
+
+def test_arguments_are_a_tuple(shop: Shop) -> None:
+    """A text in their place would be taken for its characters."""
+    with pytest.raises(ConfigurationError, match="as a tuple"):
+        survives_crashes(shop.checkout, "42")
 
 
 def test_survivors_must_have_an_end(shop: Shop) -> None:
