@@ -217,6 +217,16 @@ def test_timers_fire_in_their_order(shop: Shop, durable_run: Any, durable_clock:
     ]  # fmt: skip
 
 
+def test_all_times_are_the_clocks(shop: Shop, durable_run: Any, durable_clock: Any) -> None:
+    """What the database writes by itself, and what the workflow sees, is the time that the test has set."""
+    durable_clock.advance(timedelta(days=1000))
+    now = durable_clock.now()
+    run = durable_run(shop.workflow(lambda: durable.now().isoformat(), name="timed"))
+    times = [run.outcome.created_at, run.outcome.started_at, datetime.fromisoformat(run.get())]
+    assert all(timedelta(0) <= time - now < timedelta(minutes=1) for time in times)
+    assert now - datetime.now(timezone.utc) > timedelta(days=999)
+
+
 def test_a_delayed_start_and_a_deadline(shop: Shop, durable_run: Any, durable_clock: Any) -> None:
     """A countdown holds a start, and the deadline of a workflow that waits for a message ends it."""
 
@@ -807,6 +817,22 @@ def test_what_does_not_survive(shop: Shop, make: Any, said: str) -> None:
     workflow = shop.workflow(lambda: function(), name="order")
     with pytest.raises(AssertionError, match=f"(?s){said}"):
         survives_crashes(workflow, before=before)
+
+
+def test_a_kept_step_that_runs_again_is_found(shop: Shop, durable_postgres: str) -> None:
+    """A checkpoint that is lost in a crash, which only a fault of the database could do, isn't overlooked."""
+
+    @shop.workflow
+    def forgetful() -> Any:
+        try:
+            return shop.charge(1), shop.charge(2)
+        except SystemExit:
+            with psycopg.connect(durable_postgres) as connection:
+                connection.execute("DELETE FROM celery_durable.checkpoint")
+            raise
+
+    with pytest.raises(AssertionError, match=r"after the checkpoint of step .*charge', the body .* ran 2 times"):
+        survives_crashes(forgetful)
 
 
 def test_arguments_are_a_tuple(shop: Shop) -> None:

@@ -194,6 +194,12 @@ def page(file: str) -> str:
     return found
 
 
+def test_the_functions_do_without_pytest() -> None:
+    """A history is recorded from a shell in which pytest isn't installed."""
+    code = "import sys; import celery_durable.testing; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
 def test_the_page(postgres_server: str, tmp_path: Path) -> None:
     """The tests in docs/testing.md pass."""
     files = {name: page(name) for name in ("conftest.py", "shop.py", "test_shop.py", "test_worker.py", "record.py")}
