@@ -93,19 +93,17 @@ class _Watch(AtEveryHook):
         self.passes.append((hook, workflow_id, key))
         if workflow_id not in self.ids:
             self.ids.append(workflow_id)
+        body = (workflow_id, key or "")
+        if hook in ("step_recorded", "try_recorded") and not self.has_died:
+            self.in_flight.discard(body)
         if self.target == (hook, self._count[hook]):
             self.is_dead = self.has_died = True
-            return
-        if key is None:
-            return
-        body = (workflow_id, key)
-        if hook == "step_starting":
+        elif hook == "step_starting":
             self.starts[body] += 1
-            self.starts_later[body] += self.has_died
-            if not self.has_died:
+            if self.has_died:
+                self.starts_later[body] += 1
+            else:
                 self.in_flight.add(body)
-        elif hook in ("step_recorded", "try_recorded") and not self.has_died:
-            self.in_flight.discard(body)
 
 
 def survives_crashes(
