@@ -619,6 +619,40 @@ def test_an_unfinished_history_is_replayed_to_where_it_was(shop: Shop, durable_r
         replay(history, _redeclared(shop, other, history.name))
 
 
+@pytest.mark.parametrize("kind", ["gather", "async"])
+@pytest.mark.parametrize("left_out", [0, 1, 2])
+def test_concurrent_steps_are_replayed_to_where_they_were(
+    shop: Shop, durable_run: Any, kind: str, left_out: int
+) -> None:
+    """Of steps that run at once any may be recorded when a worker dies; a further one is found if all were."""
+
+    @shop.step
+    async def fetch(number: int) -> int:
+        shop.calls.append(("fetch", number))
+        return number
+
+    def threads(count: int) -> Any:
+        return lambda: durable.gather(*map(fetch.s, range(count)))
+
+    def tasks(count: int) -> Any:
+        async def order() -> Any:
+            return list(await asyncio.gather(*map(fetch, range(count))))
+
+        return order
+
+    make = {"gather": threads, "async": tasks}[kind]
+    history = durable_run(shop.workflow(make(3), name="order")).history
+    done = list(shop.calls)
+    facts = json.loads(history.to_json())
+    del facts["steps"][left_out]
+    unfinished = History.from_json(json.dumps({**facts, "outcome": None, "state": "RUNNING"}))
+    replay(unfinished, _redeclared(shop, make(3)))
+    replay(history, _redeclared(shop, make(3)))
+    with pytest.raises(NondeterminismError):
+        replay(history, _redeclared(shop, make(4)))
+    assert shop.calls == done
+
+
 def test_failures_and_async_workflows_replay(shop: Shop, durable_run: Any) -> None:
     """Failed workflows, async ones, and such that unwind while several branches run."""
 
