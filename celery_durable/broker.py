@@ -55,4 +55,9 @@ def _pool(app: Celery) -> Any:
     return pool
 
 
+def forget(app: Celery) -> None:
+    """Let the next message of an app go where its settings say by then."""
+    _pools.pop(app, None)
+
+
 _pools: weakref.WeakKeyDictionary[Celery, tuple[int, Any]] = weakref.WeakKeyDictionary()

@@ -54,7 +54,7 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     attempt = Attempt.of(installation.engine, task.name, found, message.claimed_at, **message.facts())
     installation.observers.tell("claimed", attempt.id, attempt.fence.attempt)
     message.store_started()
-    outcome = runner.call_body(attempt, _without_exit(body), lambda error: _translated(attempt, error))
+    outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
     try:
         settled = message.settle(attempt, outcome)
     except SoftTimeLimitExceeded:
@@ -318,7 +318,7 @@ def _is_pool_process() -> bool:
     return bool(current_process()._identity)
 
 
-def _translated(attempt: Attempt, error: Exception) -> Outcome | None:
+def translated(attempt: Attempt, error: Exception) -> Outcome | None:
     """Take Celery's own retry for what it is; the rest of its control flow can't end a workflow."""
     if isinstance(error, Retry) and attempt.successor is not None:
         return Retried(error, attempt.successor_delay)
@@ -340,7 +340,7 @@ def _waiting(reason: str, seconds: float | None) -> Retry:
     return Retry(reason, exc=DurableError(reason), when=seconds)
 
 
-def _without_exit(body: Callable[[], Any]) -> Callable[[], Any]:
+def without_exit(body: Callable[[], Any]) -> Callable[[], Any]:
     """Make a failure of ``sys.exit()`` in a body; only the pool's own exit ends the process."""
 
     def call() -> Any:

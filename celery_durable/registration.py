@@ -14,7 +14,7 @@ from typing import Any
 from celery import Celery, Task
 
 from .engine.context import current_attempt, current_step
-from .exceptions import ConfigurationError, NotAllowedInStep
+from .exceptions import ConfigurationError, NondeterminismError, NotAllowedInStep
 from .options import callers_level, for_celery, unwrapped
 
 Kinds = tuple[type[Task], ...]
@@ -148,13 +148,13 @@ def _warn_if_replayed(app: Celery, name: str, task: Any, kinds: Kinds) -> None:
     attempt = current_attempt()
     if attempt is None or current_step() is not None or isinstance(task, kinds):
         return
-    if name in _warned or name in _CELERYS:
+    if name in _CELERYS or (name in _warned and not attempt.engine.strict):
         return
     short = name.rpartition(".")[2]
     line = f"{short}.delay(…)" if isinstance(app._tasks.get(name), kinds) else f"durable.as_step({short}).delay(…)"
-    warnings.warn(
-        f"The workflow {attempt.name} sends the task {name}, and each replay will send it again: write {line}.",
-        RuntimeWarning,
-        stacklevel=callers_level(),
-    )
+    text = f"The workflow {attempt.name} sends the task {name}, and each replay will send it again: write {line}."
+    if attempt.engine.strict and attempt.engine.nondeterminism == "error":
+        attempt.nondeterminism = NondeterminismError(text)
+        raise attempt.nondeterminism
+    warnings.warn(text, RuntimeWarning, stacklevel=callers_level())
     _warned.add(name)

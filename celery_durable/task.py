@@ -174,7 +174,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         if not self._is_delivered():
             return cast(C, self._plainly(body))
         installation = installed_on(self.app)
-        return cast(C, deliver(installation, self, lambda: self._to_its_end(body()), max_crashes=self._max_crashes()))
+        return cast(C, deliver(installation, self, lambda: self.to_its_end(body()), max_crashes=self._max_crashes()))
 
     def _plainly(self, body: Callable[[], Any]) -> Any:
         with plain_function():
@@ -186,7 +186,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     def _is_eager(self) -> bool:
         return bool(self.request.is_eager) and current_attempt() is None
 
-    def _to_its_end(self, value: Any) -> Any:
+    def to_its_end(self, value: Any) -> Any:
         """Run an async function on the event loop of this process."""
         attempt = current_attempt()
         if attempt is None or not inspect.iscoroutine(value):

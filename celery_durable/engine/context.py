@@ -59,6 +59,8 @@ class Engine:
     republish_after: float
     retention: float
     nondeterminism: str
+    #: In tests: what each replay would do again is an error, of which a worker only warns.
+    strict: bool = False
 
 
 @dataclass(slots=True)

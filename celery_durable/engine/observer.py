@@ -140,6 +140,10 @@ class Observers:
         """Watch from now on."""
         self._observers.append(observer)
 
+    def remove(self, observer: Observer) -> None:
+        """Watch no longer."""
+        self._observers.remove(observer)
+
     def tell(self, hook: str, *facts: Any) -> None:
         """Call one hook of all observers."""
         for observer in self._observers:

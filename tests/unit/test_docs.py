@@ -1,6 +1,7 @@
 """README and docs against the code: blocks are run or parsed, tables compared, links followed.
 
-`tests/acceptance/test_readme.py` and `test_adoption.py` run what needs a worker.
+`tests/acceptance/test_readme.py` and `test_adoption.py` run what needs a worker,
+`tests/integration/test_testing_plugin.py` what are tests themselves.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ RUNS_ALONE = [
     "docs/sqlalchemy.md",
 ]
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
+RUN_BY_PYTEST = ["docs/testing.md"]
 QUOTES_FILES = ["example_project/README.md"]
 OPEN_COMMANDS = {".", "docker", "pkill"}
 
@@ -55,7 +57,7 @@ def test_every_block_is_tested(block: Block) -> None:
     """A block in a language that no test knows, or Python on a page that no test runs, is an oversight."""
     assert block.language in LANGUAGES
     if block.language in ("python", "pycon", "diff"):
-        assert block.page in RUNS_ALONE + NEEDS_A_WORKER + QUOTES_FILES
+        assert block.page in RUNS_ALONE + NEEDS_A_WORKER + RUN_BY_PYTEST + QUOTES_FILES
 
 
 @pytest.mark.parametrize("page", RUNS_ALONE)

@@ -1,0 +1,159 @@
+"""What the test kit asks of Postgres: databases of its own, a clock that can be set, and looks at what is to be run."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import conninfo, sql
+
+from ..exceptions import ConfigurationError, DatabaseUnavailable
+from ..serialization import Payload
+from .migrate import migrate
+from .queries import Queries
+from .rows import StoredMessage
+from .transaction import brief
+
+if TYPE_CHECKING:
+    from . import Store
+
+#: A name that a database of the kit begins with.
+PREFIX = "durable_test_"
+#: ``public`` comes first, so that what others create lands where it always does.
+_SEARCH_PATH = "ALTER DATABASE {} SET search_path = public, durable_clock, pg_catalog"
+#: What tests write needn't survive a power cut.
+_HURRY = "ALTER DATABASE {} SET synchronous_commit = off"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One step as it is stored."""
+
+    key: str
+    seq: int
+    tries: int
+    ok: bool | None
+    payload: Payload | None
+    args: str | None
+    fingerprint: str | None
+    child_id: str | None
+
+
+class TestKit:
+    """Looks and changes that only tests make."""
+
+    __test__ = False  # to pytest this isn't a test
+
+    def __init__(self, store: Store) -> None:
+        self._database = store._database
+        self._sql = Queries("testkit.sql", store._schema)
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether time can be set in this database."""
+        return bool(self._run("has_clock")[0][0])
+
+    def now(self) -> datetime:
+        """Return the database's time."""
+        moment: datetime = self._run("now")[0][0]
+        return moment
+
+    def advance(self, seconds: float) -> None:
+        """Set the clock forward."""
+        self._run("advance", seconds=seconds)
+
+    def clear(self) -> None:
+        """Remove all workflows and nodes, and let the clock show the real time."""
+        self._database.run_all([(self._sql["empty"], {}), (self._sql["reset"], {})], patience=0)
+
+    def runnable(self, not_now: Collection[str]) -> StoredMessage | None:
+        """Return the message that a worker would get next; None: all wait, or have ended."""
+        rows = self._run("runnable", not_now=list(not_now))
+        return StoredMessage(*rows[0]) if rows else None
+
+    def next_timer(self, *, with_deadlines: bool) -> float | None:
+        """Return the seconds until time alone changes something; a deadline counts alone only if asked for."""
+        seconds: float | None = self._run("next_timer", with_deadlines=with_deadlines)[0][0]
+        return seconds
+
+    def answer(self, workflow_id: str, key: str, payload: Payload, *, ok: bool) -> None:
+        """Give a step its outcome beforehand."""
+        self._run("answer", id=workflow_id, key=key, ok=ok, value=payload.data, content_type=payload.content_type)
+
+    def recorded(self, workflow_id: str) -> list[Recorded]:
+        """Return the steps of a workflow, in the order of their first calls."""
+        return [
+            Recorded(key, seq, tries, ok, None if value is None else Payload(value, content_type), *rest)
+            for key, seq, tries, ok, value, content_type, *rest in self._run("recorded", id=workflow_id)
+        ]
+
+    def retries(self, workflow_id: str) -> int:
+        """Return how often Celery has retried the whole workflow."""
+        rows = self._run("retries", id=workflow_id)
+        return int(rows[0][0]) if rows else 0
+
+    def settled(self, ids: Collection[str]) -> dict[tuple[str, str], tuple[bool, bytes, int]]:
+        """Return for each settled step of these workflows whether it has succeeded, its value, and its tries."""
+        return {(row[0], row[1]): (row[2], bytes(row[3]), row[4]) for row in self._run("settled", ids=list(ids))}
+
+    def _run(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
+        return self._database.run(self._sql[name], params, patience=3.0)
+
+
+@contextmanager
+def new_database(server: str) -> Iterator[str]:
+    """Make a database for tests on a server, with our tables and a clock that can be set; it is dropped at the end.
+
+    Yields its URL. Raises ConfigurationError for what can't be a URL, or if databases can't be created there;
+    DatabaseUnavailable. Neither shows the password.
+    """
+    try:
+        facts = conninfo.conninfo_to_dict(server)
+    except psycopg.Error:
+        raise ConfigurationError(
+            "DATABASE_URL isn't a Postgres connection URL; it should read like postgresql://user@host:5432/database. "
+            "Unset it to test on an embedded server."
+        ) from None
+    name = f"{PREFIX}{uuid.uuid4().hex[:12]}"
+    _administer(server, "CREATE DATABASE {}", name)
+    try:
+        _administer(server, _SEARCH_PATH, name)
+        _administer(server, _HURRY, name)
+        url = _url_of({**facts, "dbname": name}, server)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(Queries("testkit.sql", "")["make_clock"].text.encode())
+        migrate(url)
+        yield url
+    finally:
+        _administer(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+
+def _url_of(facts: dict[str, Any], server: str) -> str:
+    """Return the URL of another database on the same server, in the form in which that was given."""
+    if "://" not in server:
+        return conninfo.make_conninfo(**facts)
+    scheme, _, rest = server.partition("://")
+    place, _, options = rest.partition("?")
+    address = place.partition("/")[0]
+    return f"{scheme}://{address}/{facts['dbname']}" + (f"?{options}" if options else "")
+
+
+def _administer(server: str, statement: str, name: str) -> None:
+    try:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigurationError(
+            f"The user of DATABASE_URL can't create a database for tests ({brief(error)}): grant it CREATEDB, or unset "
+            "DATABASE_URL to test on an embedded server."
+        ) from None
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(
+            f"The server of DATABASE_URL can't be reached ({brief(error)}): start it, or unset DATABASE_URL to test on "
+            "an embedded one."
+        ) from None
