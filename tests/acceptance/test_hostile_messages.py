@@ -177,7 +177,8 @@ def check_unharmed(site: Site, worker: Worker, canary: Path) -> None:
     shop = site.shop
     handles = [shop.order.delay("afterwards"), shop.quick.delay(1)]
     plain = shop.note.delay("afterwards")
-    assert [site.finished(handle.id).result for handle in handles] == [[0, 10, 20], 1]
+    patience = 30 + MESSAGES / 20
+    assert [site.finished(handle.id, patience).result for handle in handles] == [[0, 10, 20], 1]
     assert plain.get(timeout=20) == []
     seen = site.sql.value("SELECT max(seen) FROM celery_durable.node")
     wait_until(lambda: site.sql.value("SELECT max(seen) FROM celery_durable.node") > seen, message="a heartbeat comes")

@@ -60,6 +60,9 @@ from celery_durable.shapes import shape_of
 from celery_durable.store.rows import StepRow, StoredMessage
 from celery_durable.text import is_storable, printable
 
+#: What Hypothesis shows of a failure may be long.
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 fuzz = settings(
     max_examples=EXAMPLES,
