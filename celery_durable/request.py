@@ -56,6 +56,7 @@ class DurableRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        _check_name(self.name)
         _check_limits(self.time_limits)
         if self.node is not None:
             self.tell_process(NODE_PROPERTY, str(self.node.id))
@@ -156,6 +157,12 @@ def _published(header: dict[str, Any]) -> str | None:
     except (ValueError, OverflowError):
         return None
     return published.isoformat(timespec="microseconds")
+
+
+def _check_name(name: Any) -> None:
+    """Raise InvalidTaskError for a name that Celery can't count by, for then it would never acknowledge the message."""
+    if not isinstance(name, str):
+        raise InvalidTaskError(f"The message's task, or shadow, isn't a name, but {printable(repr(name), 100)}.")
 
 
 def _check_limits(limits: Any) -> None:

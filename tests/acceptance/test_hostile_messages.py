@@ -38,7 +38,7 @@ HEADERS = (
     "durable", "durable_timeout", "compression", "properties", "delivery_info", "hostname", "reply_to", "callbacks",
     "errbacks", "chain", "chord", "args", "kwargs", "headers", "x-death", "foreign", "called_directly",
 )  # fmt: skip
-PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration", "durable_node", "durable_watched", "delivery_tag")
+PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration", "durable_node", "durable_watched")
 EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 
 
@@ -111,7 +111,8 @@ class Thrower:
     def odd_headers(self) -> Iterator[Message]:
         """Each header and property with each odd value."""
         for name in HEADERS:
-            for value in ODD:
+            # More than a worker takes at once: those that stay with it for ever would stop it.
+            for value in ODD * (12 if name == "shadow" else 1):
                 message = self.message()
                 message.headers[name] = value
                 yield message
