@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ from .installation import Installation, find
 from .serialization import Payload
 from .shapes import Shape
 from .store.rows import StepRow, WorkflowRow
+from .text import is_storable
 
 #: How long a caller waits for a database that can't be reached, in seconds.
 CALLER_PATIENCE = 3.0
@@ -93,18 +94,14 @@ def list_workflows(
 ) -> list[WorkflowStatus]:
     """Return the newest workflows that fit all filters, at most ``limit``.
 
-    Raises ValueError for an unknown state, NotInstalled, DatabaseUnavailable.
+    Raises ValueError for an unknown state, for a filter that isn't text and for a limit that isn't a number,
+    NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
+    filters = {"name": name, "queue": queue, "parent_id": parent_id, "root_id": root_id, "forked_from": forked_from}
+    _check_filters(filters, limit)
     rows = installation.store.workflows.matching(
-        states=_states(state),
-        name=name,
-        queue=queue,
-        parent_id=parent_id,
-        root_id=root_id,
-        forked_from=forked_from,
-        limit=limit,
-        patience=CALLER_PATIENCE,
+        states=_states(state), **filters, limit=limit, patience=CALLER_PATIENCE
     )
     return [_status(installation, row) for row in rows]
 
@@ -149,8 +146,9 @@ def _value(
 
 
 def row_of(installation: Installation, workflow_id: str) -> WorkflowRow:
-    """Return a workflow; raise WorkflowNotFound."""
-    row = installation.store.workflows.by_id(workflow_id, patience=CALLER_PATIENCE)
+    """Return a workflow; raise WorkflowNotFound, also for what can't be an id."""
+    known = is_storable(workflow_id)
+    row = installation.store.workflows.by_id(workflow_id, patience=CALLER_PATIENCE) if known else None
     if row is None:
         raise WorkflowNotFound(f"There is no workflow {workflow_id!r}: its id is wrong, or retention has removed it.")
     return row
@@ -192,11 +190,20 @@ def _step(installation: Installation, row: StepRow) -> StepInfo:
     )
 
 
+def _check_filters(filters: Mapping[str, Any], limit: Any) -> None:
+    """Raise ValueError for what can't be in Postgres, which often comes from a page's visitor."""
+    for name, value in filters.items():
+        if not (value is None or is_storable(value)):
+            raise ValueError(f"{name} must be text without NUL characters and lone surrogates, not {value!r:.100}.")
+    if type(limit) is not int or not 0 <= limit < 2**63:
+        raise ValueError(f"limit must be a whole number that isn't negative, not {limit!r:.100}.")
+
+
 def _states(state: str | Iterable[str] | None) -> list[str] | None:
     if state is None:
         return None
     wanted = [state] if isinstance(state, str) else list(state)
-    unknown = set(wanted) - states.ALL
+    unknown = [each for each in wanted if each not in sorted(states.ALL)]
     if unknown:
-        raise ValueError(f"There is no state {sorted(unknown)}; choose of {sorted(states.ALL)}.")
+        raise ValueError(f"There is no state {unknown}; choose of {sorted(states.ALL)}.")
     return wanted

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from .exceptions import ConfigurationError
+from .text import is_storable
 
 #: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
 LONGEST = 100 * 365.25 * 86400
@@ -168,8 +169,12 @@ def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:
 
 def _identifier(value: str, setting: str) -> str:
     # Postgres cuts longer names off, and the parameters of our statements are marked by a percent sign.
-    if not value or len(value.encode(errors="replace")) > 63 or {"\x00", "%"} & set(value):
-        raise ConfigurationError(f"{setting} must be a name of 1 to 63 bytes without NUL and percent, not {value!r}.")
+    if not is_storable(value) or not 1 <= len(value.encode()) <= 63 or "%" in value:
+        raise ConfigurationError(
+            f"{setting} must be a name of 1 to 63 bytes without NUL, lone surrogates and percent, not {value!r}."
+        )
+    if value.startswith("pg_"):
+        raise ConfigurationError(f"{setting} is {value!r}, but Postgres keeps names with pg_ for itself.")
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from celery import Celery
 from kombu import Queue
+from kombu.exceptions import SerializationError as KombuSerializationError
 from kombu.serialization import dumps, loads, registry
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
@@ -23,7 +24,7 @@ from .broker import PATIENCE, SHORT_TRY
 from .exceptions import ConfigurationError, SerializationError
 from .shapes import advice_on
 from .store.rows import StoredMessage
-from .text import printable
+from .text import printable, summary
 
 logger = logging.getLogger("celery_durable")
 
@@ -124,22 +125,31 @@ class Envelope:
 
     @classmethod
     def of_stored(cls, message: StoredMessage) -> Envelope:
-        """Read back what ``to_text`` wrote. An attempt that has begun once can't expire any more."""
-        facts = json_loads(message.envelope)
-        headers = dict(facts["headers"])
+        """Read back what ``to_text`` wrote; raise SerializationError if it can't have been that.
+
+        An attempt that has begun once can't expire any more.
+        """
+        try:
+            facts = json_loads(message.envelope)
+            headers = dict(facts["headers"])
+            properties = {name: value for name, value in facts["properties"].items() if name != "expiration"}
+            places = {name: facts[name] for name in ("exchange", "routing_key", "queue", "compression")}
+            # By such a task Celery's worker would be ended, and by such a place the connection to the broker.
+            if not all(isinstance(name, str | None) for name in (headers.get("task"), *places.values())):
+                raise TypeError("it has something else in the place of a name")
+        except Exception as error:
+            raise SerializationError(
+                f"The message of the workflow {message.workflow_id} can't be read back ({summary(error)})."
+            ) from error
         if message.attempt:
             headers["expires"] = None
-        properties = {name: value for name, value in facts["properties"].items() if name != "expiration"}
         return cls(
             body=message.body,
             content_type=message.content_type,
             content_encoding=message.content_encoding,
             headers=headers,
             properties=properties,
-            exchange=facts["exchange"],
-            routing_key=facts["routing_key"],
-            queue=facts["queue"],
-            compression=facts["compression"],
+            **places,
         )
 
     def to_text(self) -> str:
@@ -171,11 +181,20 @@ class Envelope:
         return replace(self, headers={**self.headers, **headers})
 
     def under(self, workflow_id: str, accept: Collection[str]) -> Envelope:
-        """Return a copy for another workflow, which is no member of this one's group or chord."""
+        """Return a copy for another workflow, which is no member of this one's group or chord.
+
+        Raises SerializationError if the body can't be read.
+        """
         headers = {"id": workflow_id, "root_id": workflow_id, "parent_id": None, "group": None, "group_index": None}
         properties = {**self.properties, "correlation_id": workflow_id}
-        args, kwargs, embed = loads(self.body, self.content_type, self.content_encoding, accept=accept)
-        if not embed.get("chord"):
+        try:
+            args, kwargs, embed = loads(self.body, self.content_type, self.content_encoding, accept=accept)
+            chord = embed.get("chord")
+        except Exception as error:
+            raise SerializationError(
+                f"The arguments of the task {self.headers.get('task')} can't be read back ({summary(error)})."
+            ) from error
+        if not chord:
             return replace(self, properties=properties, headers={**self.headers, **headers})
         serializer = registry.type_to_name[self.content_type]
         body = _encoded((args, kwargs, {**embed, "chord": None}), serializer, str(self.headers.get("task")))[2]
@@ -223,6 +242,11 @@ def is_id(value: Any) -> bool:
     return True
 
 
+#: What the message is to blame for, and no broker: none of it is what a transport raises when its connection breaks.
+_UNSENDABLE = (
+    SerializationError, KombuSerializationError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 _REQUEST_HEADERS = (
     "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr",
     "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps",
@@ -240,10 +264,19 @@ def send_stored(app: Celery, messages: Sequence[StoredMessage]) -> list[str]:
 
 
 def send_all(app: Celery, producer: Any, messages: Sequence[StoredMessage]) -> list[str]:
-    """Send stored messages in order; return the ids of those that the broker didn't take."""
+    """Send stored messages in order; return the ids of those that the broker didn't take.
+
+    One that can't be sent to any broker isn't among them: it must not stand before the others at each sweep.
+    """
     for number, message in enumerate(messages):
         try:
             Envelope.of_stored(message).send(app, producer, message.published_at)
+        except _UNSENDABLE as error:
+            logger.error(
+                "The message of the workflow %s can't be sent (%s): its row in the table input is spoilt, or the "
+                "broker's library can't write what is in it. It is tried again, less and less often.",
+                message.workflow_id, summary(error),
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - every transport has its own errors; the rows are kept
             logger.warning("The broker took no message (%r); recovery tries again.", error)
             return [unsent.workflow_id for unsent in messages[number:]]

@@ -22,6 +22,7 @@ from .recovery import Recovery, Send
 from .serialization import Codec
 from .step_events import StepEvents
 from .store import Host, Listener, Store
+from .text import Hidden
 
 _ATTRIBUTE = "_celery_durable"
 _KEY = re.compile(r"durable_(\w+)", re.IGNORECASE)
@@ -55,16 +56,16 @@ class Installation:
         return Config.from_settings({**given, **installed})
 
     def url(self) -> str:
-        """Return where the database is now; raise ConfigurationError.
+        """Return where the database is now, the password with it; raise ConfigurationError.
 
         Of a Django alias that may change: its tests make a database of their own.
         """
         config = self.config
         if config.database is None:
-            return config.database_url
+            return Hidden(config.database_url)
         from .contrib.django.databases import url_of
 
-        return url_of(config.database)
+        return Hidden(url_of(config.database))
 
     def surrounding(self) -> Host | None:
         """Return the transaction on our database that the calling code has open by means of its framework."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -56,6 +56,8 @@ class DurableRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        _check_name(self.name)
+        _check_limits(self.time_limits)
         if self.node is not None:
             self.tell_process(NODE_PROPERTY, str(self.node.id))
 
@@ -155,6 +157,23 @@ def _published(header: dict[str, Any]) -> str | None:
     except (ValueError, OverflowError):
         return None
     return published.isoformat(timespec="microseconds")
+
+
+def _check_name(name: Any) -> None:
+    """Raise InvalidTaskError for a name that Celery can't count by, for then it would never acknowledge the message."""
+    if not isinstance(name, str):
+        raise InvalidTaskError(f"The message's task, or shadow, isn't a name, but {printable(repr(name), 100)}.")
+
+
+def _check_limits(limits: Any) -> None:
+    """Raise InvalidTaskError for limits at which Celery would stumble only when the pool takes the message."""
+    is_pair = isinstance(limits, list | tuple) and len(limits) == 2
+    if not is_pair or not all(each is None or _is_limit(each) for each in limits):
+        raise InvalidTaskError(f"The message's time limits aren't two numbers, but {printable(repr(limits), 100)}.")
+
+
+def _is_limit(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < LONGEST
 
 
 def _starting(execute: Callable[..., Any]) -> Callable[..., Any]:

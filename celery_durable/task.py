@@ -141,6 +141,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     retry_on_worker_lost = False
     track_started = False
     Request = "celery_durable.request:DurableRequest"
+    Strategy = "celery_durable.strategy:of_workflow"
 
     #: Seconds or timedelta; see above.
     workflow_timeout: Any = None

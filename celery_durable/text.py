@@ -8,12 +8,26 @@ REPR_LIMIT = 1024
 _QUALNAME = vars(type)["__qualname__"]
 
 
+class Hidden(str):
+    """Text that isn't shown where variables are: trackers of errors show those of every frame."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
 def printable(text: str, limit: int = REPR_LIMIT) -> str:
     """Return text that Postgres stores as it is: no NUL, no lone surrogates, not too long."""
     text = text[: limit + 1].replace("\x00", "\\x00")
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def is_storable(value: Any) -> bool:
+    """Tell whether this is text as Postgres' own can be."""
+    return isinstance(value, str) and value == printable(value, len(value))
 
 
 def call_repr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from ..exceptions import SchemaVersionError
-from .pool import unavailable, where
+from .pool import bare, unavailable, where
 from .queries import in_schema
 from .transaction import Connection
 
@@ -146,7 +146,7 @@ def _connected(url: str) -> Iterator[Connection]:
     try:
         connection = psycopg.connect(url, autocommit=True)
     except psycopg.OperationalError as error:
-        raise unavailable(place, error) from error
+        raise unavailable(place, error) from bare(error)
     with connection:
         yield connection
 

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from ..exceptions import ConfigurationError, WorkflowConflict
 from .host import MISSING, NO_LOCK, UNIQUE, Host, sqlstate_of
-from .pool import Connections, Url, single, unavailable, where
+from .pool import Connections, Url, bare, single, unavailable, where
 from .queries import Query
 from .transaction import Connection, Row, brief
 
@@ -111,7 +111,7 @@ class Listener:
             with self._connections.lease() as connection:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._schema)))
         except psycopg.Error as error:
-            raise unavailable(where(self._url()), error) from error
+            raise unavailable(where(self._url()), error) from bare(error)
         self._connection = connection
 
     def heard(self) -> bool:

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import conninfo, errors
 from psycopg.pq import TransactionStatus
 
-from ..exceptions import ConfigurationError, DatabaseUnavailable
+from ..exceptions import ConfigurationError, DatabaseUnavailable, SerializationError
 from .queries import Query
 from .shield import deferred_signals
 from .transaction import CONFLICTS, Conflict, Connection, Row, Transaction, brief
@@ -31,6 +31,7 @@ TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
 _PASSING = frozenset({"08", "40", "53", "55", "57"})
 SETTING = "durable_database_url"
 _PORTS = re.compile(r"[\d,]*")
+_IN_NO_ADDRESS = re.compile(r"@|password\s*=", re.IGNORECASE)
 #: Seconds; a caller of delay() may wait for two of them.
 _LONGEST_CONNECT = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
@@ -78,8 +79,7 @@ class Database:
 
     def run(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
         """Execute and return all rows."""
-        cursor = self._execute(query, params, patience)
-        return cursor.fetchall() if cursor.description else []
+        return _rows(self._execute(query, params, patience))
 
     def count(self, query: Query, params: Mapping[str, Any], *, patience: float) -> int:
         """Execute and return how many rows it wrote."""
@@ -99,7 +99,7 @@ class Database:
             self._check_once(connection)
             with deferred_signals(), _pipeline(connection, apart=apart) as execute:
                 cursors = [execute(query.text, params) for query, params in statements]
-            return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+            return list(map(_rows, cursors))
 
     def _execute(self, query: Query, params: Mapping[str, Any], patience: float) -> psycopg.Cursor[Row]:
         return self._patiently(partial(self._once, query, params), query.name, patience)
@@ -115,7 +115,7 @@ class Database:
                 if not _passes(error):
                     raise
                 if time.monotonic() + pause > give_up_at:
-                    raise unavailable(where(self._url()), error) from error
+                    raise unavailable(where(self._url()), error) from bare(error)
                 place = where(self._url())
                 logger.warning("Postgres at %s: %s failed (%s), trying again.", place, name, brief(error))
             time.sleep(pause)
@@ -143,7 +143,7 @@ class Database:
         except CONFLICTS as error:
             raise Conflict(error) from error
         except TRANSIENT as error:
-            raise unavailable(where(self._url()), error) from error
+            raise unavailable(where(self._url()), error) from bare(error)
 
     def close(self) -> None:
         """Close all connections."""
@@ -327,19 +327,26 @@ def where(url: str) -> str:
         raise ConfigurationError(
             f"There is no {SETTING}: pass durable.install(app, database_url='postgresql://user@host/database')."
         )
-    try:
-        facts = conninfo.conninfo_to_dict(url)
-    except psycopg.Error:
-        facts = None
-    # A password with an unquoted @ or / is taken for a part of the host, port or database.
-    if facts is None or not _PORTS.fullmatch(str(facts.get("port") or "")) or "@" in _address(facts):
+    place = _place(url)
+    if place is None:
         # Neither the URL nor the parser's complaint is shown: both may hold the password.
         raise ConfigurationError(
             f"{SETTING} isn't a Postgres connection URL; it should read like "
             "postgresql://user@host:5432/database (without a driver such as +psycopg in the scheme, "
             "and with %40 for an @ and %2F for a / in the password)."
         )
-    return _address(facts)
+    return place
+
+
+def _place(url: str) -> str | None:
+    try:
+        facts = conninfo.conninfo_to_dict(url)
+    except (psycopg.Error, UnicodeError):
+        return None
+    address = _address(facts)
+    # A password with an unquoted @ or / is taken for a part of the host, port or database.
+    is_one = _PORTS.fullmatch(str(facts.get("port") or "")) and not _IN_NO_ADDRESS.search(address)
+    return address if is_one else None
 
 
 def _address(facts: Mapping[str, Any]) -> str:
@@ -358,6 +365,12 @@ def unavailable(place: str, error: Exception) -> DatabaseUnavailable:
     return DatabaseUnavailable(f"Postgres can't be reached at {place} (setting {SETTING}): {brief(error)}")
 
 
+def bare(error: Exception) -> Exception:
+    """Return an error without the frames in which it was raised: their variables hold the password."""
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
 def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any]:
     ours: dict[str, Any] = {
         "connect_timeout": max(2, min(_LONGEST_CONNECT, int(lease))),
@@ -370,6 +383,14 @@ def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any
     theirs = conninfo.conninfo_to_dict(url)
     kwargs = {name: value for name, value in ours.items() if name not in theirs}
     return {**kwargs, "autocommit": True, "prepare_threshold": None if pgbouncer else _PREPARED_AFTER}
+
+
+def _rows(cursor: psycopg.Cursor[Row]) -> list[Row]:
+    """Return all rows; raise SerializationError for one that Python can't hold, as a date after the year 9999."""
+    try:
+        return cursor.fetchall() if cursor.description else []
+    except psycopg.DataError as error:
+        raise SerializationError(f"A row can't be read: it has a value that Python hasn't ({brief(error)}).") from error
 
 
 def _in_one_round_trip(connection: Connection, text: str, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:

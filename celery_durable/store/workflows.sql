@@ -542,9 +542,13 @@ SELECT id FROM ended
 -- name: republish
 -- Take the messages that are to be sent: those never sent, those that a later one of their queue has overtaken,
 -- and of a queue in which nothing moves one probe. Their next time lies twice as far away.
+-- What nodes have accepted is compared as text, as it sorts as times do: one that isn't a time spoils no sweep.
 WITH taken AS MATERIALIZED (
-    SELECT a.key AS queue, max(a.value::timestamptz) FILTER (WHERE a.value::timestamptz <= clock_timestamp()) AS at
-    FROM {schema}.node n, jsonb_each_text(n.accepted) a GROUP BY a.key
+    SELECT a.key AS queue, max(a.value COLLATE "C") FILTER (
+        WHERE a.value COLLATE "C" <= to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+    ) AS at
+    FROM {schema}.node n, jsonb_each_text(CASE WHEN jsonb_typeof(n.accepted) = 'object' THEN n.accepted END) a
+    GROUP BY a.key
 ), probes AS MATERIALIZED (
     SELECT DISTINCT ON (o.queue) o.id FROM {schema}.workflow o
     WHERE o.state = 'ENQUEUED' AND o.publish_at <= (SELECT clock_timestamp()) AND o.published_at IS NOT NULL
@@ -554,7 +558,8 @@ WITH taken AS MATERIALIZED (
 ), due AS (
     SELECT w.id FROM {schema}.workflow w LEFT JOIN taken ON taken.queue = w.queue
     WHERE w.state = 'ENQUEUED' AND w.publish_at <= (SELECT clock_timestamp())
-    AND (w.published_at IS NULL OR taken.at > w.published_at OR w.id IN (SELECT id FROM probes))
+    AND (w.published_at IS NULL OR w.id IN (SELECT id FROM probes)
+         OR taken.at > to_char(w.published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'))
     ORDER BY w.publish_at, w.id LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), sent AS (

@@ -15,11 +15,12 @@ import pytest
 from celery import Celery
 
 import celery_durable as durable
-from celery_durable.exceptions import ConfigurationError, DatabaseUnavailable
+from celery_durable.exceptions import ConfigurationError, DatabaseUnavailable, SerializationError
 from celery_durable.installation import installed_on
 from celery_durable.store import Store
 from celery_durable.store.migrate import migrate
 from celery_durable.store.pool import where
+from celery_durable.store.queries import Query
 from celery_durable.testing.servers import EmbeddedPostgres
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
@@ -286,3 +287,10 @@ def test_a_missing_url_is_told_with_the_line_to_write(url: str | None) -> None:
 def test_a_place_is_named_without_user_and_password(url: str, place: str) -> None:
     """All of libpq's spellings are understood."""
     assert where(url) == place
+
+
+def test_a_date_that_python_cannot_hold_is_told(store: Store, sql: Sql) -> None:
+    """Postgres goes on after the year 9999; whoever reads such a row gets an error of ours."""
+    query = Query("far", "SELECT 'infinity'::timestamptz")
+    with pytest.raises(SerializationError, match="A row can't be read"):
+        store._database.run(query, {}, patience=0)

@@ -30,7 +30,7 @@ WRONG = [
     *[(name, value) for name in COUNTS for value in (0, -1, 1.5, "10", True)],
     *[(name, value) for name in CHOICES for value in ("perhaps", 7, [])],
     *[("step_events", value) for value in (0, 1, "True", "on")],
-    *[("schema", value) for value in ("", "a\x00b", "100%", "x" * 64)],
+    *[("schema", value) for value in ("", "a\x00b", "a\ud800b", "100%", "x" * 64, "ü" * 32, "pg_durable")],
 ]
 
 

@@ -97,6 +97,13 @@ def test_links_chains_and_stamps_are_kept(app: Celery) -> None:
     assert [embed["callbacks"][0]["args"], embed["errbacks"][0]["args"], embed["chain"][0]["args"]] == [[2], [3], [4]]
 
 
+def test_what_hides_arguments_is_kept(app: Celery) -> None:
+    """Celery shows in its events what the caller says that the arguments are, however often the message is sent."""
+    envelope = published(app, args=("4111 1111",), argsrepr="('…',)", kwargsrepr="{}")
+    assert kept(kept(envelope), attempt=3).headers["argsrepr"] == "('…',)"
+    assert "4111" not in envelope.to_text()
+
+
 def test_the_queue_is_known_by_name(app: Celery) -> None:
     """Recovery compares what was taken from each queue, however the message was routed."""
     assert published(app).queue == "celery"
@@ -170,6 +177,25 @@ def test_a_stored_message_of_an_unknown_queue_declares_nothing(app: Celery) -> N
     Envelope.of_stored(message).send(app, producer, None)
     assert producer.options["declare"] == []
     assert producer.options["routing_key"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "body"),
+    [
+        ({}, b"[1]"),
+        ({}, b"["),
+        ({"headers": None}, b"[[], {}, {}]"),
+        ({"headers": {"task": []}}, b"[[], {}, {}]"),
+        ({"routing_key": []}, b"[[], {}, {}]"),
+        ({"properties": 5}, b"[[], {}, {}]"),
+    ],
+)
+def test_a_spoilt_message_cannot_be_forked(spoilt: dict[str, Any], body: bytes) -> None:
+    """Whatever is wrong with it, the error is one of ours."""
+    facts = {"headers": {}, "properties": {}, "exchange": "", "routing_key": "", "queue": "", "compression": None}
+    message = StoredMessage("w1", None, 0, json.dumps({**facts, **spoilt}), body, "application/json", "utf-8")
+    with pytest.raises(SerializationError, match="can't be read back"):
+        Envelope.of_stored(message).under("w2", accept=["application/json"])
 
 
 @pytest.mark.parametrize("value", ["", None, 5, "x" * 256, "a\x00b", "a\ud800"], ids=ascii)

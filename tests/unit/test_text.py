@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_durable.text import REPR_LIMIT, call_repr, printable, summary
+from celery_durable.text import REPR_LIMIT, Hidden, call_repr, is_storable, printable, summary
 
 
 class BrokenStr(Exception):
@@ -69,3 +69,34 @@ def test_printable_text_can_be_stored(text: str) -> None:
     shown = printable(text)
     assert "\x00" not in shown
     shown.encode("utf-8")
+
+
+def test_an_argument_may_hide_itself() -> None:
+    """What a value says of itself is all that is shown of it, here and there alike."""
+
+    class Card(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            return "<card>"
+
+    assert call_repr((Card("4111 1111"),), {"card": Card("4111 1111")}) == "<card>, card=<card>"
+
+
+def test_hidden_text_is_text_and_not_shown() -> None:
+    """Only its repr is another one."""
+    assert repr(Hidden("hush")) == "'…'"
+    assert Hidden("hush") == "hush"
+    assert f"{Hidden('hush')}" == "hush"
+
+
+@pytest.mark.parametrize("value", ["", "ü", "'; --", "x" * 10_000])
+def test_what_postgres_stores(value: str) -> None:
+    """All text is, but for two kinds of characters."""
+    assert is_storable(value)
+
+
+@pytest.mark.parametrize("value", ["a\x00b", "a\ud800b", None, 5, b"x", ["x"]], ids=ascii)
+def test_what_postgres_does_not_store(value: Any) -> None:
+    """Nor is what isn't text."""
+    assert not is_storable(value)
