@@ -105,9 +105,9 @@ def stop_hard(stage: Stage, dice: random.Random) -> frozenset[int] | None:
 
 
 def restart_postgres(stage: Stage, dice: random.Random) -> frozenset[int] | None:
-    """The database crashes and recovers."""
+    """The database crashes, and is away for longer than a lease or not."""
     stage.postgres.stop("immediate")
-    time.sleep(dice.uniform(0, 1.5))
+    time.sleep(LEASE * dice.choice([0, 0.3, 1.5]))
     stage.postgres.start()
     return NOBODY
 
