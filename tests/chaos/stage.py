@@ -11,12 +11,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kombu
+import psutil
 import psycopg
 
 from celery_durable.testing.servers import EmbeddedBroker, EmbeddedPostgres
@@ -161,7 +162,9 @@ class Stage:
             return True
         if self.is_redis:
             self.complaints.append(f"{worker.hostname} didn't end in {seconds:g} s after it was told to")
-        worker.send_signal(signal.SIGABRT)
+        for process in (*worker.children(), psutil.Process(worker.pid)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGABRT)
         _has_ended(worker, 2)
         worker.kill()
         return False
