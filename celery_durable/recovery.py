@@ -14,7 +14,7 @@ from uuid import UUID
 
 from . import states
 from .engine.context import Engine
-from .exceptions import WorkflowCancelledError, WorkflowDead
+from .exceptions import DatabaseUnavailable, WorkflowCancelledError, WorkflowDead
 from .serialization import Payload
 from .store import Store
 from .store.rows import StoredMessage
@@ -59,6 +59,8 @@ class Recovery:
         for name, duty in duties.items():
             try:
                 found[name] = duty()
+            except DatabaseUnavailable as error:
+                logger.warning("The recovery duty %r failed; the next sweep does it. %s", name, error)
             except Exception:
                 logger.exception("The recovery duty %r failed; the next sweep does it.", name)
         return found

@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.fixtures.fix_celery",
     "tests.fixtures.fix_browser",
     "tests.fixtures.fix_ledger",
+    "tests.fixtures.fix_pgbouncer",
     "tests.fixtures.fix_postgres",
     "tests.fixtures.fix_django",
     "tests.fixtures.fix_proxy",

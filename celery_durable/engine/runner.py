@@ -128,7 +128,7 @@ def _completed(attempt: Attempt, value: Any) -> Completed | Failed:
         payload = codec.encode(value, what, attempt.shape)
         # Celery's links and backends get plain data: they know no hint.
         return Completed(codec.decode(payload, what), payload)
-    except (SerializationError, PayloadTooLarge) as error:
+    except (SerializationError, PayloadTooLarge, MemoryError) as error:
         return failed(attempt.engine, error)
 
 

@@ -339,7 +339,7 @@ class Call:
         """Record the outcome, then answer with what was recorded."""
         attempt, tell = self.attempt, self.attempt.engine.observers.tell
         tell("step_returned", attempt.id, self.key)
-        outcome = _Outcome(ended.checkpoint) if ended.checkpoint else await self.save(self.outcome_of(ended))
+        outcome = _Outcome(ended.checkpoint) if ended.checkpoint else await self.keep(ended)
         attempt.history[self.key] = outcome.checkpoint
         tell("step_recorded", attempt.id, self.key)
         answer = outcome.answer or self.answer(outcome.checkpoint, outcome.cause)
@@ -348,6 +348,13 @@ class Call:
         self.report("SUCCESS" if error is None else "FAILURE", answer.value, error, self.failed_tries)
         attempt.judge(self.standing)
         return answer
+
+    async def keep(self, ended: Ended) -> _Outcome:
+        """Write how the last try ended. A value that there is no memory for is an error: its effect has happened."""
+        try:
+            return await self.save(self.outcome_of(ended))
+        except MemoryError as error:
+            return await self.save(self.failure(error))
 
     def outcome_of(self, ended: Ended) -> _Outcome:
         """Return what is stored of a last try. A value that can't be is an error: its effect has happened."""

@@ -10,12 +10,13 @@ from typing import Any
 
 from psycopg import errors
 
+from ..exceptions import StepError
 from ..serialization import Payload
-from .host import Hosted, Place, hosted
+from .host import Hosted, Place, hosted, sqlstate_of
 from .pool import Database
 from .queries import Queries
 from .rows import Checkpoint, Fence, Standing, StepRow
-from .transaction import Transaction
+from .transaction import OVERDUE, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,20 @@ class StepTransaction:
 
         A worker that hung between this and the commit would hold the workflow's row.
         """
-        self._transaction.run(self._sql["bound"], {"timeout": f"{self._idle_timeout * 1000:.0f}"})
+        self._bind()
         return _standing(self._transaction.run(self._sql["save_slow"], _params(fence, record)), record)
+
+    def _bind(self) -> None:
+        try:
+            self._transaction.run(self._sql["bound"], {"timeout": f"{self._idle_timeout * 1000:.0f}"})
+        except Exception as error:
+            if sqlstate_of(error) not in OVERDUE:
+                raise
+            raise StepError(
+                "Postgres has ended the step's transaction, which was idle for longer than the settings of its role or "
+                "database allow: begin the step with `SET LOCAL idle_in_transaction_session_timeout = '10min'` (or "
+                "`transaction_timeout`, where that is set), or raise that setting."
+            ) from error
 
     def abandon(self, error: BaseException | None = None) -> None:
         """Roll back when the block ends; raise the body's error if it is the database's own."""

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from ..exceptions import ConfigurationError, DatabaseUnavailable, StepError
 from .queries import Query
 from .shield import deferred_signals
-from .transaction import Conflict, Connection, Row, brief
+from .transaction import OVERDUE, Conflict, Connection, Row, brief
 
 logger = logging.getLogger("celery_durable.store")
 
@@ -143,7 +143,7 @@ class Hosted:
     def abandon(self, error: BaseException | None = None) -> None:
         """Roll back at the end; raise ``error`` if it is the database's own, not its user's."""
         self.note_loss()
-        if error is not None and (is_conflict(error) or self.is_lost):
+        if error is not None and (is_conflict(error) or self.is_lost) and sqlstate_of(error) not in OVERDUE:
             raise error
         self.is_abandoned = True
 
@@ -179,7 +179,7 @@ def hosted(place: Place, *, patience: float) -> Iterator[Hosted]:
     except Exception as error:
         if is_conflict(error):
             raise Conflict(error) from error
-        if transaction.is_lost or _is_cut(error):
+        if not isinstance(error, StepError) and (transaction.is_lost or _is_cut(error)):
             raise DatabaseUnavailable(f"The connection to {place.name} was lost: {brief(error)}") from error
         raise
 

@@ -19,6 +19,11 @@ from .transaction import Connection
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 _LOCK = 0x6365_6C65_7279  # one at a time in a database, whatever the schema's name
 
+#: What a role is allowed by default isn't meant for a migration.
+_UNBOUNDED = """
+SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true),
+    set_config('idle_in_transaction_session_timeout', '0', true)"""
+
 _FIRST = """
 CREATE SCHEMA IF NOT EXISTS {schema};
 CREATE TABLE {schema}.migration (
@@ -78,6 +83,7 @@ def upgrade(connection: Connection, schema: str) -> list[int]:
     with connection.transaction():
         # What others have applied during the wait for the lock must be seen.
         connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.execute(_UNBOUNDED)
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         current = version_of(connection, schema)
         if current == 0:
@@ -144,7 +150,8 @@ def _one(connection: Connection, text: str, params: list[Any]) -> tuple[Any, ...
 def _connected(url: str) -> Iterator[Connection]:
     place = where(url)
     try:
-        connection = psycopg.connect(url, autocommit=True)
+        # What is prepared behind pgbouncer would be there for the next client, too.
+        connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as error:
         raise unavailable(place, error) from bare(error)
     with connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ import psycopg
 from psycopg import conninfo, errors
 from psycopg.pq import TransactionStatus
 
-from ..exceptions import ConfigurationError, DatabaseUnavailable, SerializationError
+from ..exceptions import ConfigurationError, DatabaseUnavailable, DurableError, SerializationError
 from .queries import Query
 from .shield import deferred_signals
 from .transaction import CONFLICTS, Conflict, Connection, Row, Transaction, brief
@@ -29,14 +30,33 @@ logger = logging.getLogger("celery_durable.store")
 TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
 #: Connection, rollback, resources, object in use, operator.
 _PASSING = frozenset({"08", "40", "53", "55", "57"})
+#: Those of them that aren't about what other transactions do.
+_GONE = frozenset({"08", "53"})
 SETTING = "durable_database_url"
 _PORTS = re.compile(r"[\d,]*")
 _IN_NO_ADDRESS = re.compile(r"@|password\s*=", re.IGNORECASE)
 #: Seconds; a caller of delay() may wait for two of them.
-_LONGEST_CONNECT = 3
+_LONGEST_CONNECT = _LONGEST_LOCK = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 #: Uses of a statement after which psycopg prepares it.
 _PREPARED_AFTER = 5
+#: A try that has taken longer than the first of these seconds isn't made again for the second.
+_LONG_TRY, _SILENCE = 0.1, 1.0
+
+#: The rules of the protocol are made for it.
+_ISOLATION = "read committed"
+
+#: Nothing is set if the session isn't ours alone: behind a pooler it would be set for others. What a role is allowed by
+#: default isn't meant for our statements: each is short or a batch, none waits for a lock for ever, and all are made
+#: again.
+_OURS = """
+SELECT pid, CASE WHEN pid = %(pid)s THEN set_config('default_transaction_isolation', %(isolation)s, false)
+    || set_config('statement_timeout', '0', false) || set_config('lock_timeout', %(lock_timeout)s, false) END
+FROM pg_backend_pid() AS pid"""
+#: In a session that is lent to the app's own code, its own limits hold.
+_LENT = """
+SELECT pid, CASE WHEN pid = %(pid)s THEN set_config('default_transaction_isolation', %(isolation)s, false) END
+FROM pg_backend_pid() AS pid"""
 
 T = TypeVar("T")
 
@@ -44,6 +64,10 @@ Statement = tuple[Query, Mapping[str, Any]]
 
 #: Says where the database is now: of a Django alias that isn't known before its tests have made their own.
 Url = Callable[[], str]
+
+
+class Unfit(psycopg.OperationalError):
+    """A connection that was made, and can't be used as the settings have it: nothing is lost, but somebody must act."""
 
 
 class Connections(Protocol):
@@ -61,7 +85,9 @@ class Database:
 
     ``check`` is called on the first connection of a process. ``patience`` is how many seconds a statement goes on
     trying while the database can't be reached; every statement here may be repeated after its answer was lost.
-    Raises DatabaseUnavailable when patience ends. ``lent`` is where transactions have their connections from.
+    Raises DatabaseUnavailable when patience ends, at once if it has ended for another one and nothing has succeeded
+    since; ConfigurationError if a connection can't be used, MemoryError if this process has no room for a value.
+    ``lent`` is where transactions have their connections from.
     """
 
     def __init__(
@@ -76,6 +102,7 @@ class Database:
         self._url = url
         self._check = check
         self._checked: str | None = None
+        self._absence = Absence()
 
     def run(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
         """Execute and return all rows."""
@@ -106,18 +133,26 @@ class Database:
 
     def _patiently(self, action: Callable[[], T], name: str, patience: float) -> T:
         """Act; try again on a transient error until patience ends."""
-        give_up_at = time.monotonic() + patience
+        if (reason := self._absence.reason_not_to_try(patience)) is not None:
+            raise unavailable(where(self._url()), reason)
+        give_up_at = time.monotonic() + self._absence.left_of(patience)
         pause = _FIRST_PAUSE
         while True:
+            tried_at = time.monotonic()
             try:
-                return action()
+                done = action()
             except TRANSIENT as error:
+                _check_memory(error)
                 if not _passes(error):
                     raise
                 if time.monotonic() + pause > give_up_at:
+                    self._absence.note(error, patience, tried_at)
                     raise unavailable(where(self._url()), error) from bare(error)
                 place = where(self._url())
                 logger.warning("Postgres at %s: %s failed (%s), trying again.", place, name, brief(error))
+            else:
+                self._absence.end()
+                return done
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -143,6 +178,7 @@ class Database:
         except CONFLICTS as error:
             raise Conflict(error) from error
         except TRANSIENT as error:
+            _check_memory(error)
             raise unavailable(where(self._url()), error) from bare(error)
 
     def close(self) -> None:
@@ -171,6 +207,41 @@ class Database:
                 return _in_one_round_trip(connection, query.text, params)
 
 
+class Absence:
+    """Whether the database was away when this process waited for it last: then nobody waits for it again in vain.
+
+    It begins when somebody's patience has ended, and ends with the next statement that succeeds. Meanwhile everybody
+    tries once; if such a try has only ended by a timeout, nobody tries for a second. What has no end of patience
+    (a run's statements) goes on as ever.
+    """
+
+    def __init__(self) -> None:
+        self._reason: psycopg.Error | None = None
+        self._silent_until = 0.0
+
+    def reason_not_to_try(self, patience: float) -> Exception | None:
+        """Return what the last try has met, if it is too early for another one."""
+        is_silent = math.isfinite(patience) and time.monotonic() < self._silent_until
+        return self._reason if is_silent else None
+
+    def left_of(self, patience: float) -> float:
+        """Return the seconds for which a statement may go on trying."""
+        return patience if self._reason is None or math.isinf(patience) else 0.0
+
+    def note(self, error: psycopg.Error, patience: float, tried_at: float) -> None:
+        """Patience has ended."""
+        if not _is_gone(error) or (self._reason is None and not patience):
+            return
+        # Without its traceback, which would keep the caller's frames alive.
+        self._reason = type(error)(brief(error))
+        now = time.monotonic()
+        self._silent_until = now + _SILENCE if now - tried_at > _LONG_TRY else 0.0
+
+    def end(self) -> None:
+        """A statement has succeeded."""
+        self._reason = None
+
+
 class PerProcess:
     """Connections for tasks and callers: made by the thread that needs one, never carried over a fork.
 
@@ -193,8 +264,10 @@ class PerProcess:
             connection = self._take()
             try:
                 yield connection
-            except TRANSIENT:
+            except TRANSIENT as error:
                 self.close()  # what broke this one has most likely broken the idle ones too
+                if isinstance(error, errors.ReadOnlySqlTransaction):
+                    connection.close()  # it would go on like that when the database has long been writable again
                 raise
             finally:
                 self._give_back(connection)
@@ -292,7 +365,7 @@ class Single:
 
 def pooled(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> PerProcess:
     """Return the connections of tasks and callers; at most ``max_size`` a process."""
-    return PerProcess(url, _connector(url, lease=lease, pgbouncer=pgbouncer), max_size)
+    return PerProcess(url, _connector(url, _OURS, lease=lease, pgbouncer=pgbouncer), max_size)
 
 
 def lent(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> Lent:
@@ -300,19 +373,26 @@ def lent(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> Lent
 
     Behind pgbouncer a session isn't ours to tidy up: what a step sets there it must set with SET LOCAL.
     """
-    return Lent(url, _connector(url, lease=lease, pgbouncer=pgbouncer), max_size, discard=not pgbouncer)
+    return Lent(url, _connector(url, _LENT, lease=lease, pgbouncer=pgbouncer), max_size, discard=not pgbouncer)
 
 
 def single(url: Url, *, lease: float, pgbouncer: bool) -> Single:
     """Return the connection of the node thread: it must notice within a third of the lease that it is dead."""
-    return Single(_connector(url, lease=lease / 3, pgbouncer=pgbouncer))
+    return Single(_connector(url, _OURS, lease=lease / 3, pgbouncer=pgbouncer))
 
 
-def _connector(url: Url, *, lease: float, pgbouncer: bool) -> Callable[[], Connection]:
+def _connector(url: Url, session: str, *, lease: float, pgbouncer: bool) -> Callable[[], Connection]:
     def connect() -> Connection:
         place = url()
-        connection = psycopg.connect(place, **_connect_kwargs(place, lease=lease, pgbouncer=pgbouncer))
-        _force_read_committed(connection)
+        connection = _connected(place, **_connect_kwargs(place, lease=lease, pgbouncer=pgbouncer))
+        try:
+            if pgbouncer:
+                _check_isolation(connection)
+            else:
+                _make_ours(connection, session, where(place), lease)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     return connect
@@ -360,8 +440,21 @@ def _passes(error: psycopg.Error) -> bool:
     return error.sqlstate is None or error.sqlstate[:2] in _PASSING or isinstance(error, errors.ReadOnlySqlTransaction)
 
 
-def unavailable(place: str, error: Exception) -> DatabaseUnavailable:
-    """Return the error that says where no Postgres answers, and why."""
+def _check_memory(error: psycopg.Error) -> None:
+    """Raise MemoryError if this process has no memory for what is sent or received: it is no matter of patience."""
+    if error.sqlstate is None and "memory" in str(error):
+        raise MemoryError(brief(error)) from error
+
+
+def _is_gone(error: psycopg.Error) -> bool:
+    """Tell whether the next statement will most likely meet the same: there is no connection, no room, no writing."""
+    return error.sqlstate is None or error.sqlstate[:2] in _GONE or isinstance(error, errors.ReadOnlySqlTransaction)
+
+
+def unavailable(place: str, error: Exception) -> DurableError:
+    """Return the error that says where no Postgres answers, and why; what has to be set, if that is the reason."""
+    if isinstance(error, Unfit):
+        return ConfigurationError(str(error))
     return DatabaseUnavailable(f"Postgres can't be reached at {place} (setting {SETTING}): {brief(error)}")
 
 
@@ -427,11 +520,35 @@ def _pipeline(connection: Connection, *, apart: bool) -> Iterator[Callable[..., 
         yield execute
 
 
-def _force_read_committed(connection: Connection) -> None:
-    """The rules of the protocol are made for READ COMMITTED, whatever the role's default is."""
-    level = connection.execute("SHOW default_transaction_isolation").fetchone()
-    if level != ("read committed",):
-        connection.execute("SET default_transaction_isolation = 'read committed'")
+def _connected(place: str, **kwargs: Any) -> Connection:
+    """Connect; a process that has no room for one more file most likely has it later."""
+    try:
+        return psycopg.connect(place, **kwargs)
+    except OSError as error:
+        raise psycopg.OperationalError(brief(error)) from error
+
+
+def _make_ours(connection: Connection, session: str, place: str, lease: float) -> None:
+    """Set what our statements need; raise Unfit if a pooler gives each of them another session."""
+    lock_timeout = f"{min(_LONGEST_LOCK, lease) * 1000:.0f}"
+    mine = connection.info.backend_pid
+    values = {"pid": mine, "isolation": _ISOLATION, "lock_timeout": lock_timeout}
+    row = connection.execute(session.encode(), values, prepare=False).fetchone()
+    if row is None or row[0] != mine:
+        raise Unfit(
+            f"Between here and Postgres at {place} is a connection pooler such as pgbouncer: set "
+            "durable_pgbouncer = True, or let durable_database_url lead to Postgres itself."
+        )
+
+
+def _check_isolation(connection: Connection) -> None:
+    """Raise Unfit if statements run otherwise than the protocol needs it; a pooled session isn't ours to set."""
+    row = connection.execute("SHOW default_transaction_isolation").fetchone()
+    if row != (_ISOLATION,):
+        raise Unfit(
+            f"The default_transaction_isolation is {row and row[0]!r}, which can't be set for one session behind "
+            f"pgbouncer: ALTER ROLE \"{connection.info.user}\" SET default_transaction_isolation = 'read committed'."
+        )
 
 
 _prepared: weakref.WeakKeyDictionary[Connection, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()

@@ -17,6 +17,8 @@ from .shield import deferred_signals
 logger = logging.getLogger("celery_durable.store")
 
 CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
+#: A transaction that Postgres has ended because it was idle for too long, or has taken too long.
+OVERDUE = frozenset({"25P03", "25P04"})
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Row = tuple[Any, ...]
@@ -54,9 +56,15 @@ class Transaction:
 
     def abandon(self, error: BaseException | None = None) -> None:
         """Roll back at the end; raise ``error`` if it is the database's own, not its user's."""
-        if isinstance(error, psycopg.Error) and (isinstance(error, CONFLICTS) or self.connection.broken):
+        if isinstance(error, psycopg.Error) and self._is_own(error):
             raise error
         self._abandoned = True
+
+    def _is_own(self, error: psycopg.Error) -> bool:
+        """Tell whether the body is to run again, as it wasn't what has failed."""
+        if error.sqlstate in OVERDUE:
+            return False
+        return self.connection.broken or isinstance(error, (*CONFLICTS, errors.ReadOnlySqlTransaction))
 
     def end(self) -> None:
         """Commit, or roll back what was abandoned."""

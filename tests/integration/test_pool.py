@@ -213,6 +213,62 @@ def test_statements_run_in_read_committed_whatever_the_default_is(database_url: 
         store.close()
 
 
+def test_no_limit_of_others_holds_for_our_statements(database_url: str, sql: Sql) -> None:
+    """Neither a role's nor a database's, but a lock is waited for some seconds only; what is lent keeps them."""
+    set_for_all(sql, statement_timeout="7s", lock_timeout="0")
+    store = shared(database_url)
+    with store._database._connections.lease() as ours, store._database._lent.lease() as lent:
+        assert [shown(ours, name) for name in ("statement_timeout", "lock_timeout")] == ["0", "3s"]
+        assert [shown(lent, name) for name in ("statement_timeout", "lock_timeout")] == ["7s", "0"]
+    store.close()
+
+
+def test_a_session_that_began_read_only_is_not_used_again(database_url: str, sql: Sql) -> None:
+    """It would be so still when the database has become writable."""
+    set_for_all(sql, default_transaction_read_only="on")
+    store = shared(database_url, auto_migrate=False)
+    with pytest.raises(DatabaseUnavailable, match="read-only"):
+        store.workflows.unsent(["w1"], patience=0)
+    set_for_all(sql, default_transaction_read_only="off")
+    store.workflows.unsent(["w1"], patience=0)
+    store.close()
+
+
+def test_nobody_waits_again_for_a_database_that_is_away(proxy: PostgresProxy) -> None:
+    """After one has waited in vain, others try once, whatever their patience, until a statement has succeeded."""
+    store = shared(proxy.url)
+    proxy.refuse()
+    with pytest.raises(DatabaseUnavailable):
+        ask(store, patience=0.3)
+    began = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(DatabaseUnavailable, match="refused"):
+            ask(store, patience=60)
+    assert time.monotonic() - began < 10
+    proxy.accept()
+    assert ask(store, patience=60) is None
+    proxy.refuse()
+    proxy.disconnect()
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask, store, patience=60)
+        wait_until(lambda: asking.running())
+        proxy.accept()
+        assert asking.result(30) is None, "patience is there again"
+    store.close()
+
+
+def set_for_all(sql: Sql, **settings: str) -> None:
+    """Let settings hold for every session that is made from now on."""
+    database = sql.value("SELECT current_database()")
+    for name, value in settings.items():
+        sql.execute(f"ALTER DATABASE {database} SET {name} = '{value}'")
+
+
+def shown(connection: Any, name: str) -> str:
+    """A setting, as a session has it."""
+    return str(connection.execute(f"SHOW {name}").fetchone()[0])
+
+
 def test_a_lost_connection_takes_the_other_idle_ones_with_it(store: Store, sql: Sql) -> None:
     """After a restart of the database each of them would fail once."""
     barrier = threading.Barrier(5)
