@@ -32,17 +32,21 @@ def cut_off(site: Site) -> None:
 
 
 def test_a_step_that_uses_up_all_files(site: Site) -> None:
-    """Its workflow ends, and so do the others of its worker."""
+    """Its workflow ends, and so do those beside and after it whose own code opens no file."""
+    site.gates.close("beside-0")
     (worker,) = site.start(1, concurrency=2)
     for child in worker.children():
         child.rlimit(psutil.RLIMIT_NOFILE, (child.num_fds() + 20, 4096))
-    handles = start_mixed(site, "ab")
+    beside = site.shop.order.delay("beside")
+    site.reaches("work", "beside", 0)
     leaky = site.shop.leaky.delay("leak")
     assert site.finished(leaky.id).result == 10
     assert site.work_of("leak", 2) == [1, 1]
-    for name, handle in handles.items():
-        assert_mixed(site, name, handle)
-    assert site.finished(site.shop.quick.delay("after").id).result == "after"
+    after = [site.shop.number.delay(value) for value in range(6)]
+    assert [site.finished(handle.id).result for handle in after] == list(range(6))
+    site.gates.open("beside-0")
+    assert site.finished(beside.id).result == [0, 10, 20]
+    assert site.work_of("beside") == [1, 1, 1]
     assert worker.running
 
 
