@@ -74,6 +74,7 @@ def waiting_messages(site: Site) -> int:
         return int(queue.message_count)
 
 
+@pytest.mark.slow
 def test_ten_thousand_publishes(site: Site, server: SmallPostgres) -> None:
     """Each is told within milliseconds, none is half done, and the first one after the return of the database works."""
     server.stop()
