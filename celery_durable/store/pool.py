@@ -211,8 +211,8 @@ class Absence:
     """Whether the database was away when this process waited for it last: then nobody waits for it again in vain.
 
     It begins when somebody's patience has ended, and ends with the next statement that succeeds. Meanwhile everybody
-    tries once; if such a try has only ended by a timeout, nobody tries for a second. What has no end of patience
-    (a run's statements) goes on as ever.
+    tries once: who tries again at once may be right. If such a try has only ended by a timeout, nobody tries for a
+    second. What has no end of patience (a run's statements) goes on as ever.
     """
 
     def __init__(self) -> None:
@@ -230,12 +230,13 @@ class Absence:
 
     def note(self, error: psycopg.Error, patience: float, tried_at: float) -> None:
         """Patience has ended."""
-        if not _is_gone(error) or (self._reason is None and not patience):
+        was_known = self._reason is not None
+        if not _is_gone(error) or not (was_known or patience):
             return
         # Without its traceback, which would keep the caller's frames alive.
         self._reason = type(error)(brief(error))
         now = time.monotonic()
-        self._silent_until = now + _SILENCE if now - tried_at > _LONG_TRY else 0.0
+        self._silent_until = now + _SILENCE if was_known and now - tried_at > _LONG_TRY else 0.0
 
     def end(self) -> None:
         """A statement has succeeded."""
