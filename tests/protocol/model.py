@@ -70,7 +70,7 @@ class Worker:
     unheard: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Run:
     """One attempt, as the process that runs it sees it."""
 
@@ -107,6 +107,9 @@ class Run:
     is_delivered: bool = False
     #: Somebody had the right to take it for dead.
     is_suspected: bool = False
+
+    def __repr__(self) -> str:
+        return f"run {str(self.token)[:4]} of {self.workflow}"
 
     @property
     def runs(self) -> bool:
@@ -269,7 +272,7 @@ class Protocol(RuleBasedStateMachine):
         self.make(
             Statement(
                 "publish", lambda party: party.workflows.publish(birth, patience=0), then, nothing,
-                things=things(f"birth {workflow}"),
+                {workflow: Lock.SHARE}, things(f"birth {workflow}"),
             ),
             fate,
         )  # fmt: skip
@@ -537,7 +540,7 @@ class Protocol(RuleBasedStateMachine):
             run,
             Statement(
                 "receive", lambda party: party.messages.receive(fence, record, "", None, patience=0), then, nothing,
-                {run.workflow: Lock.KEY_SHARE}, things(f"{run.workflow}/{key}", f"messages of {run.workflow}"),
+                {run.workflow: Lock.KEY_SHARE}, things(f"{run.workflow}/{key}", f"message {run.workflow} *"),
             ),
             fate,
         )  # fmt: skip
@@ -591,7 +594,7 @@ class Protocol(RuleBasedStateMachine):
             run,
             Statement(
                 "bear", lambda party: party.workflows.bear(fence, record, birth, patience=0), then, nothing,
-                {run.workflow: Lock.SHARE}, things(f"{run.workflow}/{key}", f"birth {CHILD}"),
+                {run.workflow: Lock.SHARE, CHILD: Lock.SHARE}, things(f"{run.workflow}/{key}", f"birth {CHILD}"),
             ),
             fate,
         )  # fmt: skip
@@ -983,7 +986,7 @@ class Protocol(RuleBasedStateMachine):
     def sweep_one(self, duty: str, fate: str) -> None:
         before = self.rows()
         locks = dict.fromkeys(IDS, Lock.NO_KEY)
-        names = things("awaiting", *(f"messages of {workflow}" for workflow in IDS))
+        names = things("awaiting", *(f"message {workflow} *" for workflow in IDS))
         self.promises.pruning |= duty == "prune"
 
         def do(party: Party) -> Any:

@@ -15,10 +15,11 @@ an error unless the protocol has one wait for the other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import psycopg
@@ -64,7 +65,7 @@ CONFLICTS = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Statement:
     """What a session is to do."""
 
@@ -75,7 +76,7 @@ class Statement:
     #: Is told that there won't be one.
     lost: Callable[[], None]
     locks: dict[str, Lock] = field(default_factory=dict)
-    #: What else it may have to wait for: rows that are unique, or that only one can take.
+    #: What else it may have to wait for: rows that are unique, or that only one can take; ``*`` stands for any text.
     things: frozenset[str] = frozenset()
     #: It passes over what is locked.
     skips: bool = False
@@ -84,7 +85,7 @@ class Statement:
 
     def may_wait_for(self, other: Statement) -> bool:
         """Whether the protocol lets this statement wait for the other one."""
-        if self.things & other.things:
+        if any(fnmatch(mine, theirs) or fnmatch(theirs, mine) for mine in self.things for theirs in other.things):
             return True
         return not self.skips and any(
             other.locks.get(workflow, Lock.NONE) in CONFLICTS[lock] for workflow, lock in self.locks.items()
@@ -94,7 +95,7 @@ class Statement:
         return f"{self.name} of {'/'.join(self.locks) or 'none'}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Session:
     """One connection, and how far its statement has come: idle, slow, waiting or open."""
 
@@ -106,6 +107,9 @@ class Session:
     future: Future[Any] | None = None
     result: Any = None
     pause: int = 0
+
+    def __repr__(self) -> str:
+        return f"session {self.number}, {self.status}: {self.statement}"
 
     @property
     def pid(self) -> int:
@@ -272,9 +276,9 @@ class Stage:
             session.pause = 0
 
     def __str__(self) -> str:
-        return ", ".join(f"{s.number}: {s.status} {s.statement or ''}" for s in self.sessions)
+        return "; ".join(map(repr, self.sessions))
 
 
-def things(*names: Iterable[str] | str) -> frozenset[str]:
+def things(*names: str) -> frozenset[str]:
     """What a statement may have to wait for beside workflows."""
-    return frozenset(name if isinstance(name, str) else "/".join(name) for name in names)
+    return frozenset(names)
