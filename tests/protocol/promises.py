@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 ENDS = ("SUCCESS", "FAILURE", "DEAD", "SUSPENDED")
 
 
+def body_of(workflow: str, mark: str) -> bytes:
+    """What a message says is told by its key: the row loses its body when it is taken."""
+    return f"message {workflow} {mark}".encode()
+
+
 class Promises:
     """Kept from rule to rule; `check` compares them with what everybody sees."""
 
@@ -87,6 +92,17 @@ class Promises:
         (seq,) = [seq for seq, (known, _) in self._messages.items() if known == body] or [None]
         if seq is not None and oldest is not None:
             assert seq <= oldest, f"invariant 10: {key} has taken message {seq}, and {oldest} was there"
+
+    def forget(self, workflow: str) -> None:
+        """A failover has lost its last attempt, and the outcomes of that."""
+        rows = self._machine.rows()
+        born, last = rows.workflows[workflow].created_at, rows.workflows[workflow].attempt + 1
+        self._ended.add(self._tokens.pop((workflow, born, last), None))
+        settled = rows.outcomes(workflow)
+        gone = {place for place in self._outcomes if place[:2] == (workflow, born) and place[2] not in settled}
+        self._outcomes = {place: outcome for place, outcome in self._outcomes.items() if place not in gone}
+        self._tries = {place: tries for place, tries in self._tries.items() if place[0] != workflow}
+        self.forget_who_changed()
 
     def forget_who_changed(self) -> None:
         """Time has passed: all rows were changed by it."""
@@ -177,7 +193,7 @@ class Promises:
     def _check_messages(self, rows: Rows) -> None:
         """Invariant 10: taken by one, together with its checkpoint, and never lost."""
         for seq, message in rows.messages.items():
-            body, taken_by = self._messages.get(seq, (bytes(message.body), None))
+            body, taken_by = self._messages.get(seq, (body_of(message.workflow, message.idempotency_key), None))
             assert taken_by in (None, message.taken_by), f"invariant 10: {taken_by} took it, now {message.taken_by}"
             self._messages[seq] = (body, message.taken_by)
             if message.taken_by is not None and message.workflow in rows.workflows:

@@ -80,7 +80,7 @@ class Rows:
         row = self.workflows.get(workflow)
         if row is None or row.state != "RUNNING":
             return False
-        if row.node == node and workflow in lost or self.is_unlisted(workflow):
+        if (row.node == node and workflow in lost) or self.is_unlisted(workflow):
             return True
         young = any(
             owner == workflow and step.attempt == row.attempt and step.at > self.now - lease
