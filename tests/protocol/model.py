@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from random import Random
 from typing import Any, ClassVar
 
+from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from celery_durable.serialization import Payload
 from celery_durable.store import Birth, NodeFacts, StepRecord
@@ -46,8 +49,9 @@ CHILDREN = (
 )  # fmt: skip
 BODIES = ("step", "try", "limited")
 
-fates = st.sampled_from(("answered",) * 4 + FATES)
-workflows = st.sampled_from(IDS)
+fates = ("answered",) * 3 + ("open", "slow") + FATES
+workers = (0, 1)
+yes_or_no = (False, True)
 #: After a statement whose answer isn't needed, in its place.
 NOTHING: Sql = (Query("nothing", "SELECT WHERE false"), {})
 
@@ -121,6 +125,29 @@ class Run:
         return self.runs and not self.is_busy and self.unsure is None and self.fence is not None
 
 
+@dataclass(frozen=True)
+class Event:
+    """Something that can happen."""
+
+    name: str
+    weight: int
+    when: Callable[[Protocol], Any]
+    choices: dict[str, Sequence[Any]]
+
+
+EVENTS: list[Event] = []
+
+
+def event(weight: int, *, when: Callable[[Protocol], Any] = lambda self: True, **choices: Sequence[Any]) -> Any:
+    """Let this happen, so many times as often as what has the weight 1, whenever it can."""
+
+    def listed(method: Callable[..., None]) -> Callable[..., None]:
+        EVENTS.append(Event(method.__name__, weight, when, choices))
+        return method
+
+    return listed
+
+
 class Protocol(RuleBasedStateMachine):
     """Two workers, two workflows, three steps each."""
 
@@ -138,6 +165,7 @@ class Protocol(RuleBasedStateMachine):
         self.programs = {PARENT: PARENTS[0], CHILD: CHILDREN[0]}
         self.timeouts: dict[str, float | None] = dict.fromkeys(IDS)
         self.values = itertools.count(1)
+        self.seeds: Counter[int] = Counter()
         self.time = 0.0
 
     @initialize(parent=st.sampled_from(PARENTS), child=st.sampled_from(CHILDREN), late=st.booleans())
@@ -158,6 +186,21 @@ class Protocol(RuleBasedStateMachine):
             self.stage.clear()
 
     is_whole = True
+
+    @rule(seed=st.integers(0, 2**16 - 1))
+    def happen(self, seed: int) -> None:
+        """Something happens, chosen with all its circumstances by one number.
+
+        Rules of Hypothesis' own would all be as likely, and most would have nothing to do.
+        """
+        # Hypothesis likes to draw a number again: that mustn't be the same event again.
+        chance = Random(f"{seed} for the {self.seeds[seed]}th time")
+        self.seeds[seed] += 1
+        possible = [event for event in EVENTS if event.when(self)]
+        (event,) = chance.choices(possible, [event.weight for event in possible])
+        drawn = {name: chance.choice(choices) for name, choices in event.choices.items()}
+        note(f"{event.name} {drawn}")
+        getattr(self, event.name)(chance=chance, **drawn)
 
     # What is asked of the stage
 
@@ -255,7 +298,9 @@ class Protocol(RuleBasedStateMachine):
             return True
         return False
 
-    def advance_one(self, run: Run, fate: str, *, ok: bool = True, dispatched: bool = False, tells: bool = True) -> None:
+    def advance_one(
+        self, run: Run, fate: str, *, ok: bool = True, dispatched: bool = False, tells: bool = True
+    ) -> None:
         """The next thing that a run does."""
         if run.hands_over:
             self.release_one(run, fate)
@@ -277,24 +322,27 @@ class Protocol(RuleBasedStateMachine):
     def free(self) -> list[Run]:
         return [run for run in self.runs if run.is_free]
 
-    @precondition(lambda self: self.free())
-    @rule(data=st.data(), fate=fates, ok=st.integers(0, 9).map(bool), dispatched=st.booleans(), tells=st.booleans())
-    def advance(self, data: st.DataObject, fate: str, ok: bool, dispatched: bool, tells: bool) -> None:
+    @event(
+        120,
+        when=lambda self: self.free(),
+        fate=fates,
+        ok=(True,) * 9 + (False,),
+        dispatched=yes_or_no,
+        tells=yes_or_no,
+    )
+    def advance(self, chance: Random, fate: str, ok: bool, dispatched: bool, tells: bool) -> None:
         """A run does the next thing: a look, a body, its checkpoint, a call, a suspension, a hand-over, its end.
 
         ``ok``: the body returns. ``dispatched``: nothing waits for Celery to deliver the end. ``tells``: those that
         await it are told in the same round trip.
         """
-        run = data.draw(st.sampled_from(self.free()))
+        run = chance.choice(self.free())
         self.advance_one(run, fate, ok=ok, dispatched=dispatched, tells=tells)
-
-    # The more rules, the rarer each: what makes progress stands here several times.
-    advance_2 = advance_3 = advance_4 = advance_5 = advance_6 = advance
 
     # Births
 
-    @rule(workflow=workflows, fate=fates)
-    def publish(self, workflow: str, fate: str) -> None:
+    @event(3, workflow=IDS, fate=fates)
+    def publish(self, chance: Random, workflow: str, fate: str) -> None:
         """A start, perhaps of an id that is taken."""
         self.publish_one(workflow, fate)
 
@@ -314,9 +362,8 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @precondition(lambda self: self.rows().workflows and not self.stage.busy())
-    @rule(workflow=workflows)
-    def conflict(self, workflow: str) -> None:
+    @event(1, when=lambda self: self.rows().workflows and not self.stage.busy(), workflow=IDS)
+    def conflict(self, chance: Random, workflow: str) -> None:
         """A start of another task under an id that is taken leaves it as it is."""
         before = self.rows().workflows.get(workflow)
         if before is not None:
@@ -331,14 +378,21 @@ class Protocol(RuleBasedStateMachine):
 
     # Claims
 
-    @precondition(lambda self: sum(run.runs for run in self.runs) < 5)
-    @rule(data=st.data(), which=st.integers(0, 1), fate=fates)
-    def claim(self, data: st.DataObject, which: int, fate: str) -> None:
-        """A message has come to a worker: the right one, a doubled one, a late one."""
-        enqueued = [workflow for workflow, row in self.rows().workflows.items() if row.state == "ENQUEUED"]
-        self.claim_for(self.workers[which], data.draw(st.sampled_from([*enqueued * 3, *IDS])), fate)
+    @event(30, when=lambda self: self.enqueued(), which=workers, fate=fates)
+    def claim(self, chance: Random, which: int, fate: str) -> None:
+        """A message has come to a worker."""
+        self.claim_for(self.workers[which], chance.choice(self.enqueued()), fate)
 
-    claim_another = claim
+    def enqueued(self) -> list[str]:
+        """What can be claimed, unless there are too many runs already."""
+        if sum(run.runs for run in self.runs) > 4:
+            return []
+        return [workflow for workflow, row in self.rows().workflows.items() if row.state == "ENQUEUED"]
+
+    @event(2, workflow=IDS, which=workers, fate=fates)
+    def claim_in_vain(self, chance: Random, workflow: str, which: int, fate: str) -> None:
+        """A message has come twice, or late."""
+        self.claim_for(self.workers[which], workflow, fate)
 
     def claim_for(self, worker: Worker, workflow: str, fate: str, name: str = NAME) -> Run:
         run = Run(worker, workflow, uuid.uuid4())
@@ -422,11 +476,10 @@ class Protocol(RuleBasedStateMachine):
         run.tries[key] = run.tries.get(key, 0) + (run.announced != key or key.startswith("limited"))
         self.promises.bodies[value] = run
 
-    @precondition(lambda self: self.in_body())
-    @rule(data=st.data(), fate=fates)
-    def checkpoint_slow(self, data: st.DataObject, fate: str) -> None:
+    @event(8, when=lambda self: self.in_body(), fate=fates)
+    def checkpoint_slow(self, chance: Random, fate: str) -> None:
         """An atomic step has ended: the slow statement at once."""
-        run = data.draw(st.sampled_from(self.in_body()))
+        run = chance.choice(self.in_body())
         run.must_ask = True
         self.checkpoint_one(run, fate)
 
@@ -459,11 +512,10 @@ class Protocol(RuleBasedStateMachine):
         locks = {run.workflow: Lock.KEY_SHARE}
         self.make_for(run, Statement(name, do, then, nothing, locks, things(f"{run.workflow}/{key}")), fate)
 
-    @precondition(lambda self: self.failing())
-    @rule(data=st.data(), fate=fates, delay=st.sampled_from((0.0, 60.0)))
-    def fail(self, data: st.DataObject, fate: str, delay: float) -> None:
+    @event(8, when=lambda self: self.failing(), fate=fates, delay=(0.0, 60.0))
+    def fail(self, chance: Random, fate: str, delay: float) -> None:
         """A try has failed, and another one follows: at once, or after a suspension."""
-        run = data.draw(st.sampled_from(self.failing()))
+        run = chance.choice(self.failing())
         assert run.body is not None
         assert run.fence is not None
         key, fence = run.body[0], run.fence
@@ -630,11 +682,10 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @precondition(lambda self: any(run.unsure is not None and run.runs for run in self.runs))
-    @rule(data=st.data(), fate=fates)
-    def repeat(self, data: st.DataObject, fate: str) -> None:
+    @event(40, when=lambda self: any(run.unsure is not None and run.runs for run in self.runs), fate=fates)
+    def repeat(self, chance: Random, fate: str) -> None:
         """Without an answer a statement is made again."""
-        run = data.draw(st.sampled_from([run for run in self.runs if run.unsure is not None and run.runs]))
+        run = chance.choice([run for run in self.runs if run.unsure is not None and run.runs])
         assert run.unsure is not None
         self.make_for(run, run.unsure, fate)
 
@@ -717,7 +768,9 @@ class Protocol(RuleBasedStateMachine):
             else:
                 run.over = "lost"
 
-        self.make_for(run, Statement("finish", do, then, nothing, locks, things("awaiting") if tells else things()), fate)
+        self.make_for(
+            run, Statement("finish", do, then, nothing, locks, things("awaiting") if tells else things()), fate
+        )
 
     def look_at(self, fence: Fence) -> Any:
         """An answer of the observer's: nothing can hold it up."""
@@ -729,11 +782,10 @@ class Protocol(RuleBasedStateMachine):
 
     # Deliveries
 
-    @precondition(lambda self: self.delivering())
-    @rule(data=st.data())
-    def deliver(self, data: st.DataObject) -> None:
+    @event(10, when=lambda self: self.delivering())
+    def deliver(self, chance: Random) -> None:
         """Celery's tracer is done with the end of a run."""
-        self.deliver_one(data.draw(st.sampled_from(self.delivering())))
+        self.deliver_one(chance.choice(self.delivering()))
 
     def delivering(self) -> list[Run]:
         return [
@@ -748,11 +800,10 @@ class Protocol(RuleBasedStateMachine):
         for state in ("SUCCESS", "FAILURE", "CANCELLED"):
             self.promises.delivered.add((run.workflow, run.born, run.fence.attempt, state))
 
-    @precondition(lambda self: any(worker.is_alive and worker.delivered for worker in self.workers))
-    @rule(data=st.data(), fate=fates)
-    def confirm(self, data: st.DataObject, fate: str) -> None:
+    @event(10, when=lambda self: any(worker.is_alive and worker.delivered for worker in self.workers), fate=fates)
+    def confirm(self, chance: Random, fate: str) -> None:
         """A node says what was delivered."""
-        self.confirm_of(data.draw(st.sampled_from([w for w in self.workers if w.is_alive and w.delivered])), fate)
+        self.confirm_of(chance.choice([w for w in self.workers if w.is_alive and w.delivered]), fate)
 
     def confirm_of(self, worker: Worker, fate: str) -> None:
         ids = sorted(worker.delivered)
@@ -766,8 +817,8 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @rule(workflow=workflows, which=st.integers(0, 1), fate=fates)
-    def adopt(self, workflow: str, which: int, fate: str) -> None:
+    @event(3, workflow=IDS, which=workers, fate=fates)
+    def adopt(self, chance: Random, workflow: str, which: int, fate: str) -> None:
         """A worker takes over the delivery of an outcome."""
         self.adopt_by(self.workers[which], workflow, fate)
 
@@ -799,14 +850,14 @@ class Protocol(RuleBasedStateMachine):
     def _new_worker(self) -> Worker:
         return Worker(uuid.UUID(int=next(self.nodes)))
 
-    @rule(which=st.integers(0, 1))
-    def collect(self, which: int) -> None:
+    @event(2, which=workers)
+    def collect(self, chance: Random, which: int) -> None:
         """A heartbeat has collected its list, and takes a while until it is written."""
         worker = self.workers[which]
         worker.collected = (worker.as_of, self.listed(worker))
 
-    @rule(which=st.integers(0, 1), fate=fates)
-    def beat(self, which: int, fate: str) -> None:
+    @event(5, which=workers, fate=fates)
+    def beat(self, chance: Random, which: int, fate: str) -> None:
         """A heartbeat, with the list that was collected for it."""
         self.beat_of(self.workers[which], fate)
 
@@ -830,8 +881,8 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @rule(which=st.integers(0, 1), trouble=st.sampled_from(("drain", "hand_over", "kill")), fate=fates)
-    def end_worker(self, which: int, trouble: str, fate: str) -> None:
+    @event(2, which=workers, trouble=("drain", "hand_over", "kill"), fate=fates)
+    def end_worker(self, chance: Random, which: int, trouble: str, fate: str) -> None:
         """A worker begins to shut down, ends cold, or dies; another one takes its place."""
         worker = self.workers[which]
         if trouble == "drain":
@@ -857,20 +908,18 @@ class Protocol(RuleBasedStateMachine):
         )  # fmt: skip
         self.die(worker)
 
-    @precondition(lambda self: any(run.runs for run in self.runs))
-    @rule(data=st.data(), notices=st.booleans())
-    def lose_process(self, data: st.DataObject, notices: bool) -> None:
+    @event(3, when=lambda self: any(run.runs for run in self.runs), notices=yes_or_no)
+    def lose_process(self, chance: Random, notices: bool) -> None:
         """The process of a run dies; its worker notices that, or only finds that it isn't there any more."""
-        run = data.draw(st.sampled_from([run for run in self.runs if run.runs]))
+        run = chance.choice([run for run in self.runs if run.runs])
         run.is_alive, run.is_suspected = False, True
         if notices and run.worker.is_alive:
             run.worker.held.add(run.workflow)
 
-    @precondition(lambda self: any(worker.is_alive and worker.held for worker in self.workers))
-    @rule(data=st.data(), fate=fates)
-    def report_lost(self, data: st.DataObject, fate: str) -> None:
+    @event(8, when=lambda self: any(worker.is_alive and worker.held for worker in self.workers), fate=fates)
+    def report_lost(self, chance: Random, fate: str) -> None:
         """A worker hands back what its dead process ran, unless another one runs it here by now."""
-        worker = data.draw(st.sampled_from([w for w in self.workers if w.is_alive and w.held]))
+        worker = chance.choice([w for w in self.workers if w.is_alive and w.held])
         running = {run.workflow for run in self.runs if run.worker is worker and run.runs}
         self.rescue(worker, sorted(worker.held - running), fate)
 
@@ -883,8 +932,8 @@ class Protocol(RuleBasedStateMachine):
 
     # Others
 
-    @rule(workflow=workflows, mark=st.sampled_from("abcd"), fate=fates)
-    def send(self, workflow: str, mark: str, fate: str) -> None:
+    @event(8, workflow=IDS, mark=tuple("abcd"), fate=fates)
+    def send(self, chance: Random, workflow: str, mark: str, fate: str) -> None:
         """A client's message, perhaps a doubled one."""
         self.send_one(workflow, mark, fate)
 
@@ -903,8 +952,8 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @rule(workflow=workflows, mark=st.sampled_from("ef"), fate=fates)
-    def put(self, workflow: str, mark: str, fate: str) -> None:
+    @event(2, workflow=IDS, mark=tuple("ef"), fate=fates)
+    def put(self, chance: Random, workflow: str, mark: str, fate: str) -> None:
         """A message in a transaction of the caller's own."""
         letter = Letter(workflow, "", mark, Payload(body_of(workflow, mark)))
         self.make(
@@ -913,8 +962,8 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @rule(ids=st.sets(workflows, min_size=1), fate=fates)
-    def cancel(self, ids: set[str], fate: str) -> None:
+    @event(2, ids=((PARENT,), (CHILD,), IDS), fate=fates)
+    def cancel(self, chance: Random, ids: tuple[str, ...], fate: str) -> None:
         """Workflows are cancelled, whatever they do."""
         self.cancel_all(sorted(ids), fate)
 
@@ -925,8 +974,8 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @rule(workflow=workflows, fate=fates)
-    def resume(self, workflow: str, fate: str) -> None:
+    @event(4, workflow=IDS, fate=fates)
+    def resume(self, chance: Random, workflow: str, fate: str) -> None:
         """A workflow that has ended without success goes on."""
         self.make(
             Statement("resume", lambda party: party.workflows.resume([workflow], REPUBLISH_AFTER, patience=0), ignore,
@@ -936,8 +985,8 @@ class Protocol(RuleBasedStateMachine):
 
     # Sweeps
 
-    @rule(fate=fates)
-    def rescue_orphans(self, fate: str) -> None:
+    @event(5, fate=fates)
+    def rescue_orphans(self, chance: Random, fate: str) -> None:
         """The rescue duty."""
         self.rescue(None, [], fate)
 
@@ -961,8 +1010,8 @@ class Protocol(RuleBasedStateMachine):
         names = things(*(f"{workflow}/{kind}{n}" for workflow in IDS for n, kind in enumerate(self.programs[workflow])))
         self.make(Statement("rescue", do, then, nothing, locks, names, skips=True, is_bulk=True), fate)
 
-    @rule(duty=st.sampled_from(("expire", "tell", "notify", "wake", "republish", "redispatch", "prune")), fate=fates)
-    def sweep(self, duty: str, fate: str) -> None:
+    @event(12, duty=("expire", "tell", "notify", "wake", "republish", "redispatch", "prune"), fate=fates)
+    def sweep(self, chance: Random, duty: str, fate: str) -> None:
         """One of the other duties."""
         self.sweep_one(duty, fate)
 
@@ -1000,18 +1049,20 @@ class Protocol(RuleBasedStateMachine):
         return ids_of(party.workflows.republish(republish_after=REPUBLISH_AFTER, limit=100, patience=0))
 
     def _do_redispatch(self, party: Party) -> list[str]:
-        return ids_of(
-            party.workflows.redispatch(republish_after=REPUBLISH_AFTER, lease=LEASE, limit=100, patience=0)
-        )
+        return ids_of(party.workflows.redispatch(republish_after=REPUBLISH_AFTER, lease=LEASE, limit=100, patience=0))
 
     def _do_prune(self, party: Party) -> list[str]:
         return party.workflows.prune(retention=RETENTION, limit=100, patience=0)
 
     # Time, and what is on its way
 
-    @precondition(lambda self: not self.stage.busy("slow"))
-    @rule(seconds=st.sampled_from(TIMES), heard=st.sampled_from(((), (0,), (1,), (0, 1), (0, 1))))
-    def pass_time(self, seconds: float, heard: tuple[int, ...]) -> None:
+    @event(
+        5,
+        when=lambda self: not self.stage.busy("slow"),
+        seconds=TIMES,
+        heard=((), (0,), (1,), (0, 1), (0, 1)),
+    )
+    def pass_time(self, chance: Random, seconds: float, heard: tuple[int, ...]) -> None:
         """Time passes, in which some workers are heard all the while. With none it is a database that was away."""
         if seconds < RETENTION or not self.stage.busy():  # no transaction lasts so long
             self.age(seconds, [self.workers[which] for which in heard])
@@ -1040,11 +1091,10 @@ class Protocol(RuleBasedStateMachine):
 
     # Failover
 
-    @precondition(lambda self: not self.stage.busy() and self.lost_by_failover())
-    @rule(data=st.data())
-    def fail_over(self, data: st.DataObject) -> None:
+    @event(1, when=lambda self: not self.stage.busy() and self.lost_by_failover())
+    def fail_over(self, chance: Random) -> None:
         """The standby that is promoted hadn't got the last claim yet, nor what followed: its number comes again."""
-        workflow = data.draw(st.sampled_from(self.lost_by_failover()))
+        workflow = chance.choice(self.lost_by_failover())
         for statement in FAIL_OVER:
             self.stage.observer.execute(statement, {"id": workflow})
         self.promises.forget(workflow)
@@ -1061,11 +1111,10 @@ class Protocol(RuleBasedStateMachine):
             and all(kind in BODIES for kind in self.programs[workflow][:2])
         ]  # fmt: skip
 
-    @precondition(lambda self: self.stage.busy("open"))
-    @rule(data=st.data(), how=st.sampled_from(("commit", "commit", "lose", "roll back")))
-    def end_transaction(self, data: st.DataObject, how: str) -> None:
+    @event(14, when=lambda self: self.stage.busy("open"), how=("commit", "commit", "lose", "roll back"))
+    def end_transaction(self, chance: Random, how: str) -> None:
         """What was open is committed, with or without an answer, or rolled back."""
-        session = data.draw(st.sampled_from(self.stage.busy("open")))
+        session = chance.choice(self.stage.busy("open"))
         if how == "roll back":
             self.stage.roll_back(session)
         else:
@@ -1073,13 +1122,10 @@ class Protocol(RuleBasedStateMachine):
             self.promises.check(Rows.seen_by(session.party.connection))
             self.stage.commit(session, lost=how == "lose")
 
-    @precondition(lambda self: self.stage.busy("slow"))
-    @rule(data=st.data())
-    def go_on(self, data: st.DataObject) -> None:
+    @event(14, when=lambda self: self.stage.busy("slow"))
+    def go_on(self, chance: Random) -> None:
         """A statement that had its snapshot goes on."""
-        self.stage.go_on(data.draw(st.sampled_from(self.stage.busy("slow"))))
-
-    end_another, go_on_again = end_transaction, go_on
+        self.stage.go_on(chance.choice(self.stage.busy("slow")))
 
     @invariant()
     def all_promises_are_kept(self) -> None:

@@ -62,7 +62,9 @@ MUTATIONS = [
     Mutation("finish without a lock", WORKFLOWS, "finish", "FOR UPDATE", ""),
     Mutation("rescue without a witness", WORKFLOWS, "rescue", WITNESS, "NOT EXISTS (SELECT FROM {schema}.checkpoint"),
     Mutation("rescue by a list from before the claim", WORKFLOWS, "rescue", "OR w.claimed_at < n.as_of AND", "OR"),
-    Mutation("rescue that waits for checkpoints", WORKFLOWS, "rescue", "FOR UPDATE OF w SKIP LOCKED", "FOR UPDATE OF w"),
+    Mutation(
+        "rescue that waits for checkpoints", WORKFLOWS, "rescue", "FOR UPDATE OF w SKIP LOCKED", "FOR UPDATE OF w"
+    ),
     Mutation("redispatch while the owner delivers", WORKFLOWS, "redispatch", "w.claimed_at < n.as_of AND", "true OR"),
     Mutation("prune of undelivered ones", WORKFLOWS, "prune", ") AND w.dispatched\n", ")\n"),
     Mutation("confirm of another node's outcome", WORKFLOWS, "confirm", "AND node = %(node)s", ""),
@@ -71,7 +73,9 @@ MUTATIONS = [
     Mutation("step after cancel", CHECKPOINTS, "save", "AND w.state = 'RUNNING'", ""),
     Mutation("outcome written again", CHECKPOINTS, "save_slow", "WHERE c.ok IS NULL\n", ""),
     Mutation("send that tells nobody", MESSAGES, "send", "signal = w.signal + 1", "signal = w.signal"),
-    Mutation("message taken without its checkpoint", MESSAGES, "receive", "FROM oldest, saved WHERE", "FROM oldest WHERE"),
+    Mutation(
+        "message taken without its checkpoint", MESSAGES, "receive", "FROM oldest, saved WHERE", "FROM oldest WHERE"
+    ),
     Mutation("message taken by two", MESSAGES, "receive", "FOR UPDATE OF m", ""),
     Mutation("wait that isn't told", AWAITS, "notify", "signal = w.signal + 1, awaits", "awaits"),
 ]

@@ -144,7 +144,12 @@ class Stage:
         """Close everything."""
         self.clear()
         self._threads.shutdown()
-        for connection in [self.observer, self._keeper, self.onlooker.connection, *(session.party.connection for session in self.sessions)]:
+        for connection in [
+            self.observer,
+            self._keeper,
+            self.onlooker.connection,
+            *(session.party.connection for session in self.sessions),
+        ]:
             connection.close()
 
     def clear(self) -> None:
