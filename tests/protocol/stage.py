@@ -23,6 +23,7 @@ from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 
 from tests.fixtures.tables import TABLES
@@ -260,9 +261,12 @@ class Stage:
 
     def _done(self, session: Session) -> None:
         """The statement has done its work."""
+        connection = session.party.connection
         if session.fate == "open":
-            session.status = "open"
-            return
+            if connection.info.transaction_status is not TransactionStatus.INERROR:
+                session.status = "open"
+                return
+            connection.execute("ROLLBACK")  # it has failed, and said so
         statement, session.statement, session.status = session.statement, None, "idle"
         if session.fate == "lost":
             statement.lost()
