@@ -962,7 +962,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(2, ids=((PARENT,), (CHILD,), IDS), fate=fates)
+    @event(4, ids=((PARENT,), (CHILD,), IDS), fate=fates)
     def cancel(self, chance: Random, ids: tuple[str, ...], fate: str) -> None:
         """Workflows are cancelled, whatever they do."""
         self.cancel_all(sorted(ids), fate)
@@ -974,14 +974,19 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(4, workflow=IDS, fate=fates)
-    def resume(self, chance: Random, workflow: str, fate: str) -> None:
+    @event(12, when=lambda self: self.resumable(), fate=fates)
+    def resume(self, chance: Random, fate: str) -> None:
         """A workflow that has ended without success goes on."""
+        workflow = chance.choice(self.resumable())
         self.make(
             Statement("resume", lambda party: party.workflows.resume([workflow], REPUBLISH_AFTER, patience=0), ignore,
                       nothing, {workflow: Lock.UPDATE}, is_bulk=True),
             fate,
         )  # fmt: skip
+
+    def resumable(self) -> list[str]:
+        rows = self.rows().workflows
+        return [workflow for workflow, row in rows.items() if row.state in ("CANCELLED", "FAILURE", "DEAD")]
 
     # Sweeps
 
@@ -1111,7 +1116,7 @@ class Protocol(RuleBasedStateMachine):
             and all(kind in BODIES for kind in self.programs[workflow][:2])
         ]  # fmt: skip
 
-    @event(14, when=lambda self: self.stage.busy("open"), how=("commit", "commit", "lose", "roll back"))
+    @event(12, when=lambda self: self.stage.busy("open"), how=("commit", "commit", "lose", "roll back"))
     def end_transaction(self, chance: Random, how: str) -> None:
         """What was open is committed, with or without an answer, or rolled back."""
         session = chance.choice(self.stage.busy("open"))
@@ -1122,10 +1127,15 @@ class Protocol(RuleBasedStateMachine):
             self.promises.check(Rows.seen_by(session.party.connection))
             self.stage.commit(session, lost=how == "lose")
 
-    @event(14, when=lambda self: self.stage.busy("slow"))
+    @event(8, when=lambda self: self.stage.busy("slow"))
     def go_on(self, chance: Random) -> None:
         """A statement that had its snapshot goes on."""
         self.stage.go_on(chance.choice(self.stage.busy("slow")))
+
+    @event(4, when=lambda self: self.stage.busy())
+    def cut(self, chance: Random) -> None:
+        """A connection breaks, and its statement goes on: who made it makes it again beside it."""
+        self.stage.cut(chance.choice(self.stage.busy()))
 
     @invariant()
     def all_promises_are_kept(self) -> None:

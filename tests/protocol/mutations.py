@@ -59,7 +59,7 @@ MUTATIONS = [
     Mutation("claim beside a living owner", WORKFLOWS, "claim", OWNER_LIVES, ""),
     Mutation("suspend without signal", WORKFLOWS, "suspend", "AND own.signal = seen.signal", ""),
     Mutation("suspend without a look at messages", WORKFLOWS, "suspend", ARRIVED, ""),
-    Mutation("finish without a lock", WORKFLOWS, "finish", "FOR UPDATE", ""),
+    Mutation("hand-over without a lock", WORKFLOWS, "hand_over", "ORDER BY id FOR UPDATE", "ORDER BY id"),
     Mutation("rescue without a witness", WORKFLOWS, "rescue", WITNESS, "NOT EXISTS (SELECT FROM {schema}.checkpoint"),
     Mutation("rescue by a list from before the claim", WORKFLOWS, "rescue", "OR w.claimed_at < n.as_of AND", "OR"),
     Mutation(
@@ -71,7 +71,13 @@ MUTATIONS = [
     Mutation("step without its lock", CHECKPOINTS, "save", "FOR KEY SHARE OF w", ""),
     Mutation("step without its token", CHECKPOINTS, "save", "AND w.token = %(token)s", ""),
     Mutation("step after cancel", CHECKPOINTS, "save", "AND w.state = 'RUNNING'", ""),
-    Mutation("outcome written again", CHECKPOINTS, "save_slow", "WHERE c.ok IS NULL\n", ""),
+    Mutation(
+        "slow step without its fence",
+        CHECKPOINTS,
+        "save_slow",
+        "WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s",
+        "WHERE w.id = %(id)s",
+    ),
     Mutation("send that tells nobody", MESSAGES, "send", "signal = w.signal + 1", "signal = w.signal"),
     Mutation(
         "message taken without its checkpoint", MESSAGES, "receive", "FROM oldest, saved WHERE", "FROM oldest WHERE"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from fnmatch import fnmatchcase as fnmatch
 from typing import Any
@@ -202,6 +202,13 @@ class Stage:
         self._end_pause(session)
         session.status = "waiting"
         self.calm()
+
+    def cut(self, session: Session) -> None:
+        """Break the connection of who waits for the answer; the statement goes on without him."""
+        statement = session.statement
+        assert statement is not None
+        session.statement = replace(statement, then=lambda answer: None, lost=lambda: None)
+        statement.lost()
 
     def commit(self, session: Session, *, lost: bool) -> None:
         """Commit an open transaction; ``lost``: nobody is told."""
