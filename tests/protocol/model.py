@@ -165,6 +165,8 @@ class Protocol(RuleBasedStateMachine):
         self.programs = {PARENT: PARENTS[0], CHILD: CHILDREN[0]}
         self.timeouts: dict[str, float | None] = dict.fromkeys(IDS)
         self.values = itertools.count(1)
+        #: What stood there before the next event.
+        self.latest = self.rows()
         self.seeds: Counter[int] = Counter()
         self.time = 0.0
 
@@ -362,7 +364,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(1, when=lambda self: self.rows().workflows and not self.stage.busy(), workflow=IDS)
+    @event(1, when=lambda self: self.latest.workflows and not self.stage.busy(), workflow=IDS)
     def conflict(self, chance: Random, workflow: str) -> None:
         """A start of another task under an id that is taken leaves it as it is."""
         before = self.rows().workflows.get(workflow)
@@ -387,7 +389,7 @@ class Protocol(RuleBasedStateMachine):
         """What can be claimed, unless there are too many runs already."""
         if sum(run.runs for run in self.runs) > 4:
             return []
-        return [workflow for workflow, row in self.rows().workflows.items() if row.state == "ENQUEUED"]
+        return [workflow for workflow, row in self.latest.workflows.items() if row.state == "ENQUEUED"]
 
     @event(2, workflow=IDS, which=workers, fate=fates)
     def claim_in_vain(self, chance: Random, workflow: str, which: int, fate: str) -> None:
@@ -985,7 +987,7 @@ class Protocol(RuleBasedStateMachine):
         )  # fmt: skip
 
     def resumable(self) -> list[str]:
-        rows = self.rows().workflows
+        rows = self.latest.workflows
         return [workflow for workflow, row in rows.items() if row.state in ("CANCELLED", "FAILURE", "DEAD")]
 
     # Sweeps
@@ -1108,7 +1110,7 @@ class Protocol(RuleBasedStateMachine):
 
     def lost_by_failover(self) -> list[str]:
         """Workflows whose last attempt has done nothing for others yet."""
-        rows = self.rows()
+        rows = self.latest
         taken = {message.workflow for message in rows.messages.values() if message.taken_by is not None}
         return [
             workflow for workflow, row in rows.workflows.items()
@@ -1142,17 +1144,19 @@ class Protocol(RuleBasedStateMachine):
         """Every invariant that can be seen in rows."""
         type(self).steps += 1
         self.is_whole = False
-        self.promises.check(self.rows())
+        self.latest = self.rows()
+        self.promises.check(self.latest)
         self.is_whole = True
 
     # The end
 
     def let_all_end(self) -> None:
         """A new worker, whose every statement is answered, and sweeps; the broker has lost all there was."""
-        for session in self.stage.busy("slow"):
-            self.stage.go_on(session)
-        while open_ones := self.stage.busy("open"):
-            self.stage.commit(open_ones[0], lost=True)
+        while unfinished := self.stage.busy("slow", "open"):
+            if unfinished[0].status == "slow":
+                self.stage.go_on(unfinished[0])
+            else:
+                self.stage.commit(unfinished[0], lost=True)
         for worker in list(self.workers):
             self.die(worker)
         last = self.workers[0]

@@ -84,13 +84,19 @@ class Statement:
     #: It may change any number of workflows.
     is_bulk: bool = False
 
-    def may_wait_for(self, other: Statement) -> bool:
-        """Whether the protocol lets this statement wait for the other one."""
+    def may_wait_for(self, other: Statement, *, is_late: bool) -> bool:
+        """Whether the protocol lets this statement wait for the other one.
+
+        ``is_late``: the row may have been changed since its snapshot. Then Postgres goes from version to version, and
+        waits for whoever makes a new one, also where their locks don't conflict. That one waits for nobody.
+        """
         if any(fnmatch(mine, theirs) or fnmatch(theirs, mine) for mine in self.things for theirs in other.things):
             return True
-        return not self.skips and any(
-            other.locks.get(workflow, Lock.NONE) in CONFLICTS[lock] for workflow, lock in self.locks.items()
-        )
+        if self.skips:
+            return False
+        if is_late and any(other.locks.get(workflow, Lock.NONE) >= Lock.NO_KEY for workflow in self.locks):
+            return True
+        return any(other.locks.get(workflow, Lock.NONE) in CONFLICTS[lock] for workflow, lock in self.locks.items())
 
     def __str__(self) -> str:
         return f"{self.name} of {'/'.join(self.locks) or 'none'}"
@@ -108,6 +114,8 @@ class Session:
     future: Future[Any] | None = None
     result: Any = None
     pause: int = 0
+    #: Its snapshot is older than what others have committed.
+    is_late: bool = False
 
     def __repr__(self) -> str:
         return f"session {self.number}, {self.status}: {self.statement}"
@@ -183,7 +191,7 @@ class Stage:
             return
         session = self.idle()[0]
         others = self.busy()
-        session.statement, session.fate = statement, fate
+        session.statement, session.fate, session.is_late = statement, fate, fate == "slow"
         connection = session.party.connection
         if fate == "open":
             connection.execute("BEGIN")
@@ -261,9 +269,10 @@ class Stage:
         session.status = "waiting"
         self.waits += 1
         for other in blockers:
-            assert session.statement.may_wait_for(other.statement), (
+            assert session.statement.may_wait_for(other.statement, is_late=session.is_late), (
                 f"{session.statement} must not wait for {other.statement}"
             )
+        session.is_late = True
         return True
 
     def _done(self, session: Session) -> None:
