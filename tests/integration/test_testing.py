@@ -112,6 +112,7 @@ def test_a_run_returns_outcome_and_history(shop: Shop, durable_run: Any) -> None
     outcome, history = durable_run(shop.checkout, 7)
     assert (outcome.state, outcome.result, outcome.error) == ("SUCCESS", "shipped 7, paid 7", None)
     assert [step.output for step in history] == ["paid 7", "shipped 7, paid 7"]
+    assert [step.name for step in history] == [step.name for step in durable.list_workflow_steps(outcome.id)]
     assert (history.args, history.result) == ((7,), outcome.result)
     assert history["charge"].state == "SUCCESS"
     assert shop.calls == [("charge", 7), ("ship", 7)]
@@ -523,6 +524,23 @@ def test_a_broken_history(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(SerializationError, match=r"broken\.json.*history_of"):
         History.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": [{"key": 1, "seq": 1, "tries": 1}]}, {"steps": [{"key": "x", "seq": "1", "tries": 1}]},
+        {"steps": [{"key": "x", "seq": 1, "tries": 1, "fingerprint": "no digest"}]},
+        {"steps": [{"key": "x", "seq": 1, "tries": 1, "value": "no base64", "base64": True}]},
+        {"arguments": {"value": "xy"}}, {"arguments": {"value": [1, {}]}}, {"arguments": {"error": {}}},
+        {"outcome": None}, {"id": None}, {"retries": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_history_with_something_out_of_place(change: dict[str, Any]) -> None:
+    """A history that was edited or cut is refused where it is read, not in the middle of a replay."""
+    with pytest.raises(SerializationError, match="history_of"):
+        History.from_json(json.dumps({**json.loads(_history().to_json()), **change}))
 
 
 def test_a_replay_runs_nothing(shop: Shop, durable_run: Any) -> None:
