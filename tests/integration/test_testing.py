@@ -187,8 +187,10 @@ def test_a_test_that_has_the_clock_lets_time_pass(shop: Shop, durable_run: Any, 
     """With durable_clock a run stops at a timer, until the test has let enough time pass."""
     began = durable_clock.now()
     run = durable_run(shop.patient, 1)
+    with pytest.raises(ConfigurationError, match="not -1"):
+        durable_clock.advance(-1)
     assert (run.state, run.outcome.waiting_for, shop.count("ship")) == ("SUSPENDED", "sleep", 0)
-    durable_clock.advance(LONG - timedelta(minutes=1))
+    durable_clock.advance(days=2, hours=23, minutes=59)
     assert (durable_run.go_on(run).state, shop.count("ship")) == ("SUSPENDED", 0)
     durable_clock.advance(60)
     assert (durable_run.go_on(run).get(), shop.count("ship")) == ("shipped 1, paid 1", 1)
@@ -700,11 +702,17 @@ def test_failures_and_async_workflows_replay(shop: Shop, durable_run: Any) -> No
     replay(run.history, again)
 
 
-def test_a_history_of_another_workflow(shop: Shop, durable_run: Any) -> None:
-    """A history is replayed against its own workflow only; anything else isn't one."""
+def test_a_workflow_of_another_name(shop: Shop, durable_run: Any) -> None:
+    """The workflow that is named counts, whatever it is called by now; an error names both."""
     history = durable_run(shop.checkout, 1).history
-    with pytest.raises(ConfigurationError, match=r"history of the workflow .*checkout, .*patient"):
+    replay(history, shop.workflow(lambda order: shop.ship(order, shop.charge(order)), name="renamed"))
+    with pytest.raises(NondeterminismError, match=r"\(.*checkout\) can't be replayed by .*patient"):
         replay(history, shop.patient)
+
+
+def test_what_is_no_history(shop: Shop, durable_run: Any) -> None:
+    """A text in place of a history says how to come by one."""
+    history = durable_run(shop.checkout, 1).history
     with pytest.raises(ConfigurationError, match=r"History\.load"):
         replay(history.to_json(), shop.checkout)  # type: ignore[arg-type]
 
