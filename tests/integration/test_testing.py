@@ -8,6 +8,7 @@ import random
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -852,6 +853,47 @@ def _double_effect(shop: Shop) -> Any:
     return (lambda: take()), lambda: stock.__setitem__(0, 10)
 
 
+def _double_effect_refused(shop: Shop) -> Any:
+    taken: list[int] = []
+
+    @shop.step
+    def take() -> None:
+        if taken:
+            raise LookupError("taken")
+        taken.append(1)
+
+    return (lambda: take()), taken.clear
+
+
+def _fake_that_is_used_up(shop: Shop) -> Any:
+    function, _ = _double_effect_refused(shop)
+    return function
+
+
+def _failure_that_is_swallowed(shop: Shop) -> Any:
+    function, _ = _double_effect_refused(shop)
+
+    def order() -> None:
+        with suppress(LookupError):
+            function()
+
+    return order
+
+
+def _later_chance(shop: Shop) -> Any:
+    """Does something else from the fourth run on, and only in what no step is given."""
+    seen: list[int] = []
+
+    def order() -> None:
+        seen.append(1)
+        if len(seen) < 4 or len(seen) % 2:
+            shop.charge(1)
+        else:
+            shop.ship(1, "x")
+
+    return order
+
+
 def _chance(shop: Shop) -> Any:
     return lambda: shop.charge(random.random())
 
@@ -866,6 +908,10 @@ def _chance_in_result(shop: Shop) -> Any:
         (_memory_decides, r"first called with \(2\).*Code outside of steps|ends in DEAD"),
         (_effect_outside, "Code outside of steps"),
         (_double_effect, r"killed after the body of step .*take'.*idempotency_key"),
+        (_double_effect_refused, r"killed after the body of step .*take', before.*LookupError.*idempotency_key"),
+        (_fake_that_is_used_up, r"two runs without a crash the step .*take' ends as .*before="),
+        (_failure_that_is_swallowed, r"two runs without a crash the step .*take' ends as .*before="),
+        (_later_chance, "Code outside of steps"),
         (_chance, r"first called with .*durable\.random"),
         (_chance_in_result, "can't be replayed.*durable"),
     ],
