@@ -881,12 +881,12 @@ def _failure_that_is_swallowed(shop: Shop) -> Any:
 
 
 def _later_chance(shop: Shop) -> Any:
-    """Does something else from the fourth run on, and only in what no step is given."""
+    """Has luck at first: its second run can be replayed, and isn't as its first one."""
     seen: list[int] = []
 
     def order() -> None:
         seen.append(1)
-        if len(seen) < 4 or len(seen) % 2:
+        if len(seen) == 1 or len(seen) > 3 and len(seen) % 2:
             shop.charge(1)
         else:
             shop.ship(1, "x")
