@@ -139,7 +139,9 @@ def survives_crashes(
     if app is not None and installed_on(app) is not installed_on(task.app):
         raise ConfigurationError(f"The workflow {task.name} isn't one of the app {app.main!r}.")
     with on_bench(task.app) as bench:
-        trial = _Trial(bench, workflow, plain, tuple(args), dict(kwargs or {}), list(messages), before or (lambda: None))
+        trial = _Trial(
+            bench, workflow, plain, tuple(args), dict(kwargs or {}), list(messages), before or (lambda: None)
+        )
         skips, bench.skips_time = bench.skips_time, True
         try:
             return trial.survive()

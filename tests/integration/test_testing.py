@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
+import subprocess
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -12,10 +15,12 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from celery import Celery, chain
+from psycopg.conninfo import conninfo_to_dict
 
 import celery_durable as durable
 from celery_durable.exceptions import (
@@ -38,6 +43,7 @@ from celery_durable.testing import (
     survives_crashes,
     with_steps_done,
 )
+from tests.fixtures.fix_wait import wait_until
 
 pytest_plugins = ["celery_durable.testing.plugin"]
 
@@ -886,7 +892,7 @@ def _later_chance(shop: Shop) -> Any:
 
     def order() -> None:
         seen.append(1)
-        if len(seen) == 1 or len(seen) > 3 and len(seen) % 2:
+        if len(seen) == 1 or (len(seen) > 3 and len(seen) % 2):
             shop.charge(1)
         else:
             shop.ship(1, "x")
@@ -1001,11 +1007,43 @@ def test_a_database_url_that_leads_nowhere(url: str, error: type[Exception], sai
     assert "sec" not in str(raised.value)
 
 
+def test_a_role_with_a_search_path_of_its_own(postgres_server: str) -> None:
+    """Time can be set for it, too; where the connection itself has a path, it is said that time can't be."""
+    role = f"role_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres_server, autocommit=True) as server:
+        server.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")  # type: ignore[arg-type]
+        try:
+            server.execute(f"ALTER ROLE {role} SET search_path = its_own")  # type: ignore[arg-type]
+            place = urlsplit(postgres_server)
+            theirs = place._replace(netloc=f"{role}@{place.netloc.rpartition('@')[2]}").geturl()
+            with new_database(theirs) as url:
+                assert survives_crashes(_installed(url).patient, (1,)).run.state == "SUCCESS"
+                mark = "&" if "?" in url else "?"
+                with pytest.raises(ConfigurationError, match="search_path"):
+                    survives_crashes(_installed(f"{url}{mark}options=-csearch_path%3Dits_own").patient, (1,))
+        finally:
+            server.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+
+
+def test_a_database_is_dropped_whatever_ends_its_process(postgres_server: str) -> None:
+    """Nothing is left on the server of DATABASE_URL, even by SIGKILL."""
+    code = (
+        "import os, signal, sys\n"
+        "from celery_durable.store.testkit import new_database\n"
+        "with new_database(sys.argv[1]) as url:\n"
+        "    print(url, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, postgres_server], timeout=60, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    name = conninfo_to_dict(done.stdout.strip())["dbname"]
+    with psycopg.connect(postgres_server, autocommit=True) as server:
+        wait_until(lambda: not server.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchall())
+
+
 def test_time_in_a_database_of_ones_own(database_url: str) -> None:
     """Without the kit's clock workflows still run, but time can't be skipped, and that is said."""
-    app = Celery("own", broker="memory://", set_as_current=False)
-    durable.install(app, database_url=database_url)
-    shop = Shop(app)
+    shop = _installed(database_url)
     assert survives_crashes(shop.checkout, (1,)).run.state == "SUCCESS"
     with pytest.raises(ConfigurationError, match="durable_postgres"):
         survives_crashes(shop.patient, (1,))
@@ -1016,6 +1054,12 @@ def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         yield
+
+
+def _installed(url: str) -> Shop:
+    app = Celery("own", broker="memory://", set_as_current=False)
+    durable.install(app, database_url=url)
+    return Shop(app)
 
 
 def _history(name: str = "x") -> History:
