@@ -72,6 +72,11 @@ class StepInfo:
     errors: tuple[TryError, ...] = ()
 
 
+def step_name(key: str) -> str:
+    """Return the name in a checkpoint's key, which has its branch and its number besides."""
+    return _PLACE.sub("", key)
+
+
 def get_workflow_status(id: str, app: Celery | None = None) -> WorkflowStatus:
     """Return how a workflow stands. Reads only; allowed in steps.
 
@@ -177,7 +182,7 @@ def _step(installation: Installation, row: StepRow) -> StepInfo:
         output, error = _value(installation, row.ok, row.payload, f"The result of step {row.key}")
     return StepInfo(
         key=row.key,
-        name=_PLACE.sub("", row.key),
+        name=step_name(row.key),
         seq=row.seq,
         state="RETRY" if row.ok is None else "SUCCESS" if row.ok else "FAILURE",
         output=output,

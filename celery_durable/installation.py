@@ -170,7 +170,8 @@ def installed_on(app: Celery) -> Installation:
 def find(app: Celery | None = None) -> Installation:
     """Return the installation that a call means.
 
-    That of ``app``; else of the running task's app, of Celery's current app, or of the only installed one.
+    That of ``app``; else of the running task's app, of Celery's current app, or of the only installed one that isn't
+    closed.
     Raises NotInstalled, which names the candidates.
     """
     if app is not None:
@@ -183,7 +184,7 @@ def find(app: Celery | None = None) -> Installation:
     for candidate in (task.app if task is not None else None, _state._get_current_app()):
         if candidate is not None and (found := registered(candidate)) is not None:
             return found
-    candidates = list(_apps)
+    candidates = [candidate for candidate in _apps if candidate in _state._get_active_apps()]
     if len(candidates) == 1:
         return installed_on(candidates[0])
     if not candidates:

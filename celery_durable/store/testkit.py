@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -24,8 +28,9 @@ if TYPE_CHECKING:
 
 #: A name that a database of the kit begins with.
 PREFIX = "durable_test_"
-#: ``public`` comes first, so that what others create lands where it always does.
-_SEARCH_PATH = "ALTER DATABASE {} SET search_path = public, durable_clock, pg_catalog"
+#: ``public`` comes first, so that what others create lands where it always does. A role's own path would come before
+#: that of a database.
+_SEARCH_PATH = "ALTER ROLE CURRENT_USER IN DATABASE {} SET search_path = public, durable_clock, pg_catalog"
 #: What tests write needn't survive a power cut.
 _HURRY = "ALTER DATABASE {} SET synchronous_commit = off"
 
@@ -109,8 +114,8 @@ class TestKit:
 def new_database(server: str) -> Iterator[str]:
     """Make a database for tests on a server, with our tables and a clock that can be set; it is dropped at the end.
 
-    Yields its URL. Raises ConfigurationError for what can't be a URL, or if databases can't be created there;
-    DatabaseUnavailable. Neither shows the password.
+    The end of this process counts, too, even by SIGKILL. Yields the URL. Raises ConfigurationError for what can't be
+    one, or if databases can't be created there; DatabaseUnavailable. Neither shows the password.
     """
     try:
         facts = conninfo.conninfo_to_dict(server)
@@ -120,8 +125,8 @@ def new_database(server: str) -> Iterator[str]:
             "Unset it to test on an embedded server."
         ) from None
     name = f"{PREFIX}{uuid.uuid4().hex[:12]}"
-    _administer(server, "CREATE DATABASE {}", name)
-    try:
+    with _dropped_at_the_end(server, name):
+        _administer(server, "CREATE DATABASE {}", name)
         _administer(server, _SEARCH_PATH, name)
         _administer(server, _HURRY, name)
         url = _url_of({**facts, "dbname": name}, server)
@@ -129,8 +134,25 @@ def new_database(server: str) -> Iterator[str]:
             connection.execute(Queries("testkit.sql", "")["make_clock"].text.encode())
         migrate(url)
         yield url
+
+
+@contextmanager
+def _dropped_at_the_end(server: str, name: str) -> Iterator[None]:
+    """Drop a database after the block, by a process that outlives this one."""
+    dropper = subprocess.Popen(  # noqa: S603 - a file of ours
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("dropper.py"))],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert dropper.stdin is not None
+    dropper.stdin.write(json.dumps({"server": server, "name": name, "path": sys.path}) + "\n")
+    dropper.stdin.flush()
+    try:
+        yield
     finally:
-        _administer(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+        # A line, since children of this process that were forked may keep the pipe open.
+        _, complaint = dropper.communicate("end\n")
+    if dropper.returncode:
+        raise DatabaseUnavailable(f"The database {name} of the tests is left over, drop it: {complaint.strip()}.")
 
 
 def _url_of(facts: dict[str, Any], server: str) -> str:

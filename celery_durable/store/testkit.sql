@@ -8,8 +8,8 @@ CREATE FUNCTION durable_clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql
     AS 'SELECT pg_catalog.clock_timestamp() + by FROM durable_clock.shift';
 
 -- name: has_clock
--- Whether time can be set here.
-SELECT EXISTS (SELECT FROM pg_catalog.pg_tables WHERE schemaname = 'durable_clock' AND tablename = 'shift')
+-- Whether time can be set here: there is such a clock, and it is the one that our statements find.
+SELECT coalesce(to_regprocedure('clock_timestamp()') = to_regprocedure('durable_clock.clock_timestamp()'), false)
 
 -- name: now
 -- The time.

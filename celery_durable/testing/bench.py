@@ -117,7 +117,7 @@ class Bench:
         if not self.kit.has_clock:
             raise ConfigurationError(
                 "Time can only be set in a database of the test kit: let the app use the URL of the fixture "
-                "durable_postgres, which durable_app does."
+                "durable_postgres, which durable_app does, and set no search_path in DATABASE_URL or PGOPTIONS."
             )
 
     # What a worker does.

@@ -45,6 +45,7 @@ _PURE = (
     "Code outside of steps runs again in each attempt: put what depends on time, chance or memory, and what has "
     "effects, into steps, or take durable.now(), durable.uuid4() and durable.random()."
 )
+_FAKES = "If a fake only counts its calls, let before=… reset it."
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def survives_crashes(
 
     The worker dies before and after each body, after each checkpoint, around each suspension and around the outcome,
     one instant a run; the recovery rescues the workflow, and it goes on to its end. Asserted is that it ends as it does
-    undisturbed and with the same checkpoints, that no step which was kept runs again, and that a body in flight runs
-    once more at most. It runs in this process, so that fakes in its memory count on. A step that may run twice must
-    still be harmless: look at your fakes for that.
+    undisturbed and with the same checkpoints, that each run can be replayed, that no step which was kept runs again,
+    and that a body in flight runs once more at most. It runs in this process, so that fakes in its memory count on. A
+    step that may run twice must still be harmless: look at your fakes for that.
 
     ``messages`` are pairs of topic (or None) and message, sent to the workflow when it starts. ``before`` is called
     before each run: let it reset fakes whose answers depend on how often they were called. What isn't the same in
@@ -138,10 +139,12 @@ def survives_crashes(
     if app is not None and installed_on(app) is not installed_on(task.app):
         raise ConfigurationError(f"The workflow {task.name} isn't one of the app {app.main!r}.")
     with on_bench(task.app) as bench:
-        trial = _Trial(bench, workflow, tuple(args), dict(kwargs or {}), list(messages), before or (lambda: None))
+        trial = _Trial(
+            bench, workflow, plain, tuple(args), dict(kwargs or {}), list(messages), before or (lambda: None)
+        )
         skips, bench.skips_time = bench.skips_time, True
         try:
-            return trial.survive(plain)
+            return trial.survive()
         finally:
             bench.skips_time = skips
 
@@ -152,42 +155,44 @@ class _Trial:
 
     bench: Bench
     workflow: Any
+    #: Without what is done beforehand.
+    plain: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     messages: list[tuple[str | None, Any]]
     before: Callable[[], Any]
 
-    def survive(self, plain: Any) -> Survival:
+    def survive(self) -> Survival:
         """Try all instants."""
         first, watch = self.run_undisturbed()
         second, _ = self.run_undisturbed()
-        self.check_replay(second, plain)
         expected = _Expected(_facts(first), _facts(second))
+        expected.check_agreement()
+        self.check_replay(second, "Run again on its own checkpoints")
         tried, counts = [], Counter[str]()
         for hook, workflow_id, key in watch.passes:
             counts[hook] += 1
             instant = INSTANTS[hook].format(repr(key)) + ("" if workflow_id == first.id else f" (in {workflow_id})")
-            self.run_disturbed((hook, counts[hook]), instant, expected)
+            disturbed = self.run_disturbed((hook, counts[hook]), instant, expected)
+            self.check_replay(disturbed, f"After its worker was killed {instant}")
             tried.append(instant)
         return Survival(first, tuple(tried))
 
-    def check_replay(self, run: Run, plain: Any) -> None:
+    def check_replay(self, run: Run, when: str) -> None:
         """Raise AssertionError if the function does something else on its own checkpoints."""
-        if isinstance(self.workflow, WithStepsDone) or getattr(plain, "subtask_type", None) == "chain":
+        if self.workflow is not self.plain or getattr(self.plain, "subtask_type", None) == "chain":
             return
         try:
-            replay(run.history, plain)
+            replay(run.history, self.plain)
         except NondeterminismError as error:
-            raise AssertionError(
-                f"Run again on its own checkpoints, the workflow does something else: {error} {_PURE}"
-            ) from error
+            raise AssertionError(f"{when}, the workflow does something else: {error} {_PURE}") from error
 
     def run_undisturbed(self) -> tuple[Run, _Watch]:
         """Run it without a crash."""
         watch = _Watch()
         return self._run(watch, "without a crash"), watch
 
-    def run_disturbed(self, target: tuple[str, int], instant: str, expected: _Expected) -> None:
+    def run_disturbed(self, target: tuple[str, int], instant: str, expected: _Expected) -> Run:
         """Run it with a crash, and compare."""
         watch = _Watch(target)
         kept: dict[Body, tuple[bool, bytes, int]] = {}
@@ -201,6 +206,7 @@ class _Trial:
         self._check_kept(watch, kept, instant)
         self._check_bodies(watch, instant)
         expected.check(run, instant)
+        return run
 
     def _run(self, watch: _Watch, instant: str) -> Run:
         self.before()
@@ -251,10 +257,26 @@ class _Expected:
     first: _Facts
     second: _Facts
 
+    def check_agreement(self) -> None:
+        """Raise AssertionError if one of the undisturbed runs has failed where the other hasn't."""
+        first, second = self.first, self.second
+        for key in first.steps.keys() & second.steps.keys():
+            if first.steps[key][0] != second.steps[key][0]:
+                raise _disagreement(f"the step {key!r}", first.steps[key], second.steps[key])
+        if first.state != second.state:
+            raise _disagreement("it", (first.state, first.outcome), (second.state, second.outcome))
+
     def check(self, run: Run, instant: str) -> None:
         """Raise AssertionError if a disturbed run has ended otherwise."""
         facts = _facts(run)
-        if facts.state not in (self.first.state, self.second.state):
+        for key, value in self.first.steps.items():
+            if key in facts.steps and value == self.second.steps.get(key) != facts.steps[key]:
+                raise _violation(
+                    instant, f"the step {key!r} has the outcome {facts.steps[key]!r}, and undisturbed {value!r}",
+                    "Its body isn't the same when it runs twice: make it idempotent by "
+                    f"durable.current.idempotency_key, or atomic. {_FAKES}",
+                )  # fmt: skip
+        if facts.state != self.first.state:
             raise _violation(
                 instant, f"it ends in {facts.state} ({run.error!r}), and undisturbed in {self.first.state}", _PURE
             )  # fmt: skip
@@ -264,14 +286,6 @@ class _Expected:
                 instant, f"it takes another way: steps that it has now only are {more}, and undisturbed only {less}",
                 _PURE,
             )  # fmt: skip
-        for key, value in self.first.steps.items():
-            if key in facts.steps and value == self.second.steps.get(key) != facts.steps[key]:
-                raise _violation(
-                    instant, f"the step {key!r} has the outcome {facts.steps[key]!r}, and undisturbed {value!r}",
-                    "Its body isn't the same when it runs twice: make it idempotent by "
-                    "durable.current.idempotency_key, or atomic. If a fake only counts its calls, let before=… reset "
-                    "it.",
-                )  # fmt: skip
         if self.first.outcome == self.second.outcome != facts.outcome:
             raise _violation(
                 instant, f"its outcome is {facts.outcome!r}, and undisturbed {self.first.outcome!r}",
@@ -288,6 +302,13 @@ def _facts(run: Run) -> _Facts:
 
 def _plain(kept: Any) -> Any:
     return kept.data if kept.ok else repr(kept.error)
+
+
+def _disagreement(what: str, first: Any, second: Any) -> Exception:
+    return AssertionError(
+        f"In two runs without a crash {what} ends as {first!r} and then as {second!r}: the second one sees what the "
+        f"first has left. {_FAKES}"
+    )
 
 
 def _violation(

@@ -15,7 +15,7 @@ from kombu.serialization import loads
 from kombu.utils.json import loads as kombu_loads
 
 from .. import states
-from ..client import row_of
+from ..client import row_of, step_name
 from ..envelope import check_id
 from ..errors import decode_error
 from ..exceptions import SerializationError
@@ -75,7 +75,10 @@ class Kept:
         if plain is None:
             return None
         ok = "value" in plain
-        return cls(ok, plain["value" if ok else "error"], plain.get("content_type"), plain.get("base64", False))
+        data, is_base64 = plain["value" if ok else "error"], plain.get("base64", False) is True
+        if is_base64:
+            base64.b64decode(_typed(data, str), validate=True)
+        return cls(ok, data, _typed(plain.get("content_type"), str | None), is_base64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,11 @@ class HistoryStep:
     args: str | None = None
     fingerprint: str | None = None
     child_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The step's name: its key without branch and number."""
+        return step_name(self.key)
 
     @property
     def state(self) -> str:
@@ -191,14 +199,17 @@ class History:
             facts = json.loads(text)
             if facts["format"] != _FORMAT:
                 raise ValueError(f"its format is {facts['format']!r}, and this version knows {_FORMAT}")
-            arguments = Kept.of_plain(facts["arguments"])
-            assert arguments is not None
+            state, outcome = _typed(facts["state"], str), Kept.of_plain(facts["outcome"])
+            if outcome is None and state in (states.SUCCESS, states.FAILURE):
+                raise ValueError(f"it is a {state} without an outcome")
             return cls(
-                id=facts["id"], name=facts["name"], state=facts["state"], arguments=arguments,
-                outcome=Kept.of_plain(facts["outcome"]), steps=tuple(_step_of_plain(step) for step in facts["steps"]),
-                retries=facts["retries"], root_id=facts["root_id"], parent_id=facts["parent_id"],
+                id=_typed(facts["id"], str), name=_typed(facts["name"], str), state=state,
+                arguments=_arguments_of_plain(facts["arguments"]), outcome=outcome,
+                steps=tuple(_step_of_plain(step) for step in facts["steps"]),
+                retries=_typed(facts["retries"], int), root_id=_typed(facts["root_id"], str | None),
+                parent_id=_typed(facts["parent_id"], str | None),
             )  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SerializationError(
                 f"This isn't the history of a workflow ({type(error).__name__}: {error}): record it again by "
                 "history_of(id).save(path)."
@@ -282,7 +293,25 @@ def _step_to_plain(step: HistoryStep) -> dict[str, Any]:
 
 def _step_of_plain(plain: dict[str, Any]) -> HistoryStep:
     kept = Kept.of_plain(plain) if {"value", "error"} & plain.keys() else None
+    fingerprint = _typed(plain.get("fingerprint"), str | None)
+    bytes.fromhex(fingerprint or "")
     return HistoryStep(
-        plain["key"], plain["seq"], plain["tries"], kept, plain.get("args"), plain.get("fingerprint"),
-        plain.get("child_id"),
+        _typed(plain["key"], str), _typed(plain["seq"], int), _typed(plain["tries"], int), kept,
+        _typed(plain.get("args"), str | None), fingerprint, _typed(plain.get("child_id"), str | None),
     )  # fmt: skip
+
+
+def _arguments_of_plain(plain: dict[str, Any]) -> Kept:
+    arguments = Kept.of_plain(plain)
+    if arguments is None or not arguments.ok:
+        raise ValueError("its arguments are missing")
+    if not arguments.is_base64:
+        args, kwargs = arguments.data
+        _typed(args, list), _typed(kwargs, dict)
+    return arguments
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.100} is out of place")
+    return value

@@ -90,9 +90,14 @@ class DurableClock:
         """Return the database's time."""
         return self._bench.kit.now()
 
-    def advance(self, by: float | timedelta) -> None:
-        """Let time pass, in seconds or by a timedelta, and run what becomes due: timers, retries, deadlines."""
-        self._bench.advance(seconds(by, "The time to advance", zero=True))
+    def advance(self, by: float | timedelta = 0, **units: float) -> None:
+        """Let time pass, and run what becomes due: timers, retries, deadlines.
+
+        ``by`` is in seconds, or a timedelta; ``units`` are those of a timedelta: ``advance(days=3)``. Raises
+        ConfigurationError for a time that runs backwards.
+        """
+        parts = (by, timedelta(**units))
+        self._bench.advance(sum(seconds(part, "The time to advance", zero=True) for part in parts))
 
 
 @pytest.fixture(scope="session")

@@ -38,20 +38,16 @@ def replay(history: History, workflow: Any) -> None:
     Strict: it returns if the function asks for the same steps, with the same arguments, and ends alike. A history of a
     workflow that hadn't ended is replayed to where that was; so is one that was cancelled or given up. Code that
     ``durable.patched`` keeps from older workflows isn't taken, and what a new ``patched`` adds at the end is allowed.
+    The workflow may have another name by now.
 
     Raises NondeterminismError, which says what was recorded and what is done now; ConfigurationError if this is no
-    workflow, or the history is another one's; SerializationError if values in the history can't be read; NotInstalled.
+    workflow; SerializationError if values in the history can't be read; NotInstalled.
     """
     if not isinstance(history, History):
         raise ConfigurationError(
             f"replay() takes a history first, not {history!r:.100}: History.load(path), or history_of(id)."
         )
-    task = first_of(signature_of(workflow)).type
-    if task.name != history.name:
-        raise ConfigurationError(
-            f"This is a history of the workflow {history.name}, and it is replayed against {task.name}."
-        )
-    _Replay(history, task).run()
+    _Replay(history, first_of(signature_of(workflow)).type).run()
 
 
 class _Recorded(dict[str, Checkpoint]):
@@ -213,8 +209,9 @@ class _Replay:
         return f"a new call, {self.stopped.key!r}" if self.stopped.key else "a new call"
 
     def _error(self, recorded: str, now: str) -> NondeterminismError:
+        code = "this code" if self.task.name == self.history.name else self.task.name
         return NondeterminismError(
-            f"The workflow {self.history.id} ({self.history.name}) can't be replayed by this code. "
+            f"The workflow {self.history.id} ({self.history.name}) can't be replayed by {code}. "
             f"Recorded: {recorded}. Now: {now}. Let running workflows keep the old code by durable.patched()."
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from celery.canvas import Signature
 import celery_durable as durable
 
 from .. import states
-from ..client import CALLER_PATIENCE, WorkflowStatus, get_workflow_status
+from ..client import CALLER_PATIENCE, WorkflowStatus, get_workflow_status, step_name
 from ..engine.observer import HOOKS, Observer
 from ..engine.step import StepSpec
 from ..exceptions import ConfigurationError, DurableError, WorkflowNotFound
@@ -24,9 +23,6 @@ from ..installation import Installation, find, installed_on
 from ..messages import send
 from .bench import Bench, bench_of
 from .history import History, history_in
-
-#: What a key has besides the step's name.
-_PLACE = re.compile(r"((?:\[[^\[\]]*\])?(?:#\d+)?)$")
 
 
 class Run(NamedTuple):
@@ -231,17 +227,17 @@ def _full_key(app: Celery, key: str) -> str:
     """Return a key with the whole name of its step, if one is declared that ends so."""
     if not isinstance(key, str) or not key:
         raise ConfigurationError(f"The key of a step is a text such as 'charge' or 'charge#2', not {key!r}.")
-    name, place, _ = _PLACE.split(key, maxsplit=1)
+    name = step_name(key)
     found = sorted(step for step in _steps(app) if name in (step, step.rpartition(".")[2]))
     if name in found or not found:
         return key
     if len(found) > 1:
         raise ConfigurationError(f"The step {name!r} may be {' or '.join(found)}: write the whole name.")
-    return found[0] + place
+    return found[0] + key.removeprefix(name)
 
 
 def _spec_of(app: Celery, key: str) -> StepSpec | None:
-    return _steps(app).get(_PLACE.sub("", key))
+    return _steps(app).get(step_name(key))
 
 
 def _steps(app: Celery) -> dict[str, StepSpec]:

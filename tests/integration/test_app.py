@@ -162,6 +162,14 @@ def test_of_several_apps_the_current_one_is_meant() -> None:
     assert find(shop).app is shop
 
 
+def test_a_closed_app_is_none_of_the_candidates() -> None:
+    """That of an earlier test may live on until it is garbage."""
+    shop, bank = new_app("shop"), new_app("bank")
+    bank.close()
+    assert find().app is shop
+    assert find(bank).app is bank
+
+
 def test_a_current_app_that_is_not_installed_on_does_not_hide_the_only_one() -> None:
     """The plain app of another library may be current."""
     shop = new_app("shop")

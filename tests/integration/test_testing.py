@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
+import subprocess
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from celery import Celery, chain
+from psycopg.conninfo import conninfo_to_dict
 
 import celery_durable as durable
 from celery_durable.exceptions import (
@@ -37,6 +43,7 @@ from celery_durable.testing import (
     survives_crashes,
     with_steps_done,
 )
+from tests.fixtures.fix_wait import wait_until
 
 pytest_plugins = ["celery_durable.testing.plugin"]
 
@@ -112,6 +119,7 @@ def test_a_run_returns_outcome_and_history(shop: Shop, durable_run: Any) -> None
     outcome, history = durable_run(shop.checkout, 7)
     assert (outcome.state, outcome.result, outcome.error) == ("SUCCESS", "shipped 7, paid 7", None)
     assert [step.output for step in history] == ["paid 7", "shipped 7, paid 7"]
+    assert [step.name for step in history] == [step.name for step in durable.list_workflow_steps(outcome.id)]
     assert (history.args, history.result) == ((7,), outcome.result)
     assert history["charge"].state == "SUCCESS"
     assert shop.calls == [("charge", 7), ("ship", 7)]
@@ -186,8 +194,10 @@ def test_a_test_that_has_the_clock_lets_time_pass(shop: Shop, durable_run: Any, 
     """With durable_clock a run stops at a timer, until the test has let enough time pass."""
     began = durable_clock.now()
     run = durable_run(shop.patient, 1)
+    with pytest.raises(ConfigurationError, match="not -1"):
+        durable_clock.advance(-1)
     assert (run.state, run.outcome.waiting_for, shop.count("ship")) == ("SUSPENDED", "sleep", 0)
-    durable_clock.advance(LONG - timedelta(minutes=1))
+    durable_clock.advance(days=2, hours=23, minutes=59)
     assert (durable_run.go_on(run).state, shop.count("ship")) == ("SUSPENDED", 0)
     durable_clock.advance(60)
     assert (durable_run.go_on(run).get(), shop.count("ship")) == ("shipped 1, paid 1", 1)
@@ -525,6 +535,23 @@ def test_a_broken_history(text: str, tmp_path: Path) -> None:
         History.load(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": [{"key": 1, "seq": 1, "tries": 1}]}, {"steps": [{"key": "x", "seq": "1", "tries": 1}]},
+        {"steps": [{"key": "x", "seq": 1, "tries": 1, "fingerprint": "no digest"}]},
+        {"steps": [{"key": "x", "seq": 1, "tries": 1, "value": "no base64", "base64": True}]},
+        {"arguments": {"value": "xy"}}, {"arguments": {"value": [1, {}]}}, {"arguments": {"error": {}}},
+        {"outcome": None}, {"id": None}, {"retries": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_history_with_something_out_of_place(change: dict[str, Any]) -> None:
+    """A history that was edited or cut is refused where it is read, not in the middle of a replay."""
+    with pytest.raises(SerializationError, match="history_of"):
+        History.from_json(json.dumps({**json.loads(_history().to_json()), **change}))
+
+
 def test_a_replay_runs_nothing(shop: Shop, durable_run: Any) -> None:
     """Unchanged code replays a finished workflow without a body, a statement or a database."""
 
@@ -682,11 +709,17 @@ def test_failures_and_async_workflows_replay(shop: Shop, durable_run: Any) -> No
     replay(run.history, again)
 
 
-def test_a_history_of_another_workflow(shop: Shop, durable_run: Any) -> None:
-    """A history is replayed against its own workflow only; anything else isn't one."""
+def test_a_workflow_of_another_name(shop: Shop, durable_run: Any) -> None:
+    """The workflow that is named counts, whatever it is called by now; an error names both."""
     history = durable_run(shop.checkout, 1).history
-    with pytest.raises(ConfigurationError, match=r"history of the workflow .*checkout, .*patient"):
+    replay(history, shop.workflow(lambda order: shop.ship(order, shop.charge(order)), name="renamed"))
+    with pytest.raises(NondeterminismError, match=r"\(.*checkout\) can't be replayed by .*patient"):
         replay(history, shop.patient)
+
+
+def test_what_is_no_history(shop: Shop, durable_run: Any) -> None:
+    """A text in place of a history says how to come by one."""
+    history = durable_run(shop.checkout, 1).history
     with pytest.raises(ConfigurationError, match=r"History\.load"):
         replay(history.to_json(), shop.checkout)  # type: ignore[arg-type]
 
@@ -826,6 +859,47 @@ def _double_effect(shop: Shop) -> Any:
     return (lambda: take()), lambda: stock.__setitem__(0, 10)
 
 
+def _double_effect_refused(shop: Shop) -> Any:
+    taken: list[int] = []
+
+    @shop.step
+    def take() -> None:
+        if taken:
+            raise LookupError("taken")
+        taken.append(1)
+
+    return (lambda: take()), taken.clear
+
+
+def _fake_that_is_used_up(shop: Shop) -> Any:
+    function, _ = _double_effect_refused(shop)
+    return function
+
+
+def _failure_that_is_swallowed(shop: Shop) -> Any:
+    function, _ = _double_effect_refused(shop)
+
+    def order() -> None:
+        with suppress(LookupError):
+            function()
+
+    return order
+
+
+def _later_chance(shop: Shop) -> Any:
+    """Has luck at first: its second run can be replayed, and isn't as its first one."""
+    seen: list[int] = []
+
+    def order() -> None:
+        seen.append(1)
+        if len(seen) == 1 or (len(seen) > 3 and len(seen) % 2):
+            shop.charge(1)
+        else:
+            shop.ship(1, "x")
+
+    return order
+
+
 def _chance(shop: Shop) -> Any:
     return lambda: shop.charge(random.random())
 
@@ -840,6 +914,10 @@ def _chance_in_result(shop: Shop) -> Any:
         (_memory_decides, r"first called with \(2\).*Code outside of steps|ends in DEAD"),
         (_effect_outside, "Code outside of steps"),
         (_double_effect, r"killed after the body of step .*take'.*idempotency_key"),
+        (_double_effect_refused, r"killed after the body of step .*take', before.*LookupError.*idempotency_key"),
+        (_fake_that_is_used_up, r"two runs without a crash the step .*take' ends as .*before="),
+        (_failure_that_is_swallowed, r"two runs without a crash the step .*take' ends as .*before="),
+        (_later_chance, "Code outside of steps"),
         (_chance, r"first called with .*durable\.random"),
         (_chance_in_result, "can't be replayed.*durable"),
     ],
@@ -929,11 +1007,43 @@ def test_a_database_url_that_leads_nowhere(url: str, error: type[Exception], sai
     assert "sec" not in str(raised.value)
 
 
+def test_a_role_with_a_search_path_of_its_own(postgres_server: str) -> None:
+    """Time can be set for it, too; where the connection itself has a path, it is said that time can't be."""
+    role = f"role_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres_server, autocommit=True) as server:
+        server.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")  # type: ignore[arg-type]
+        try:
+            server.execute(f"ALTER ROLE {role} SET search_path = its_own")  # type: ignore[arg-type]
+            place = urlsplit(postgres_server)
+            theirs = place._replace(netloc=f"{role}@{place.netloc.rpartition('@')[2]}").geturl()
+            with new_database(theirs) as url:
+                assert survives_crashes(_installed(url).patient, (1,)).run.state == "SUCCESS"
+                mark = "&" if "?" in url else "?"
+                with pytest.raises(ConfigurationError, match="search_path"):
+                    survives_crashes(_installed(f"{url}{mark}options=-csearch_path%3Dits_own").patient, (1,))
+        finally:
+            server.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+
+
+def test_a_database_is_dropped_whatever_ends_its_process(postgres_server: str) -> None:
+    """Nothing is left on the server of DATABASE_URL, even by SIGKILL."""
+    code = (
+        "import os, signal, sys\n"
+        "from celery_durable.store.testkit import new_database\n"
+        "with new_database(sys.argv[1]) as url:\n"
+        "    print(url, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, postgres_server], timeout=60, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    name = conninfo_to_dict(done.stdout.strip())["dbname"]
+    with psycopg.connect(postgres_server, autocommit=True) as server:
+        wait_until(lambda: not server.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchall())
+
+
 def test_time_in_a_database_of_ones_own(database_url: str) -> None:
     """Without the kit's clock workflows still run, but time can't be skipped, and that is said."""
-    app = Celery("own", broker="memory://", set_as_current=False)
-    durable.install(app, database_url=database_url)
-    shop = Shop(app)
+    shop = _installed(database_url)
     assert survives_crashes(shop.checkout, (1,)).run.state == "SUCCESS"
     with pytest.raises(ConfigurationError, match="durable_postgres"):
         survives_crashes(shop.patient, (1,))
@@ -944,6 +1054,12 @@ def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         yield
+
+
+def _installed(url: str) -> Shop:
+    app = Celery("own", broker="memory://", set_as_current=False)
+    durable.install(app, database_url=url)
+    return Shop(app)
 
 
 def _history(name: str = "x") -> History:
