@@ -227,7 +227,8 @@ def test_an_app_of_ones_own(postgres_server: str, tmp_path: Path) -> None:
         "conftest.py": CONFTEST, "shop.py": OWN_APP, "test_shop.py": OWN_SUITE,
     }  # fmt: skip
     env = {"DATABASE_URL": postgres_server, "CELERY_BROKER_URL": "redis://127.0.0.1:1/5"}
-    assert run(tmp_path, files, "-n2", env=env) == 6
+    files["test_shop_again.py"] = OWN_SUITE
+    assert run(tmp_path, files, "-n2", "--dist=loadfile", env=env) == 12
 
 
 def test_without_a_database_url(tmp_path: Path) -> None:
