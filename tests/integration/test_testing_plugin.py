@@ -66,6 +66,18 @@ def test_all_is_as_it_was():
     assert app.conf.broker_url == os.environ["CELERY_BROKER_URL"]
     assert installed_on(app).config.suspend_after == 7
 """
+OTHER_SUITE = """
+import pytest
+from shop import checkout
+
+import celery_durable as durable
+
+
+@pytest.mark.parametrize("again", range(3))
+def test_a_run(durable_run, again):
+    assert durable_run(checkout.s(1).set(task_id="order-1")).get() == "paid 1"
+    assert len(durable.list_workflows()) == 2
+"""
 CELERYS_SUITE = """
 import pytest
 
@@ -224,11 +236,10 @@ def test_an_app_of_ones_own(postgres_server: str, tmp_path: Path) -> None:
     """
     files = {
         "pytest.ini": "[pytest]\ndurable_app = shop:app\naddopts = -p no:django\nfilterwarnings = error\n",
-        "conftest.py": CONFTEST, "shop.py": OWN_APP, "test_shop.py": OWN_SUITE,
+        "conftest.py": CONFTEST, "shop.py": OWN_APP, "test_shop.py": OWN_SUITE, "test_other.py": OTHER_SUITE,
     }  # fmt: skip
     env = {"DATABASE_URL": postgres_server, "CELERY_BROKER_URL": "redis://127.0.0.1:1/5"}
-    files["test_shop_again.py"] = OWN_SUITE
-    assert run(tmp_path, files, "-n2", "--dist=loadfile", env=env) == 12
+    assert run(tmp_path, files, "-n2", "--dist=loadfile", env=env) == 9
 
 
 def test_without_a_database_url(tmp_path: Path) -> None:
