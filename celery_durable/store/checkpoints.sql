@@ -91,5 +91,6 @@ FROM run LEFT JOIN {schema}.checkpoint p
 
 -- name: of_workflow
 -- All steps of a workflow in the order of their first call.
-SELECT c.key, c.seq, c.attempt, c.tries, c.ok, c.value, c.content_type, c.args, c.errors, c.child_id, c.wake_at, c.started_at, c.at
+SELECT c.key, c.seq, c.attempt, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint, c.errors,
+    c.child_id, c.wake_at, c.started_at, c.at
 FROM {schema}.checkpoint c WHERE c.workflow = %(id)s ORDER BY c.seq, c.key

@@ -176,6 +176,7 @@ class WorkflowRow:
     forked_from: str | None
     node: str | None
     dispatched: bool | None
+    retries: int
     body: bytes | None
     content_type: str | None
     content_encoding: str | None
@@ -200,6 +201,7 @@ class StepRow:
     ok: bool | None
     payload: Payload | None
     args: str | None
+    fingerprint: bytes | None
     errors: bytes | None
     child_id: str | None
     wake_at: datetime | None

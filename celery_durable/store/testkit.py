@@ -8,7 +8,6 @@ import sys
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,20 +32,6 @@ PREFIX = "durable_test_"
 _SEARCH_PATH = "ALTER ROLE CURRENT_USER IN DATABASE {} SET search_path = public, durable_clock, pg_catalog"
 #: What tests write needn't survive a power cut.
 _HURRY = "ALTER DATABASE {} SET synchronous_commit = off"
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """One step as it is stored."""
-
-    key: str
-    seq: int
-    tries: int
-    ok: bool | None
-    payload: Payload | None
-    args: str | None
-    fingerprint: str | None
-    child_id: str | None
 
 
 class TestKit:
@@ -89,18 +74,6 @@ class TestKit:
     def answer(self, workflow_id: str, key: str, payload: Payload, *, ok: bool) -> None:
         """Give a step its outcome beforehand."""
         self._run("answer", id=workflow_id, key=key, ok=ok, value=payload.data, content_type=payload.content_type)
-
-    def recorded(self, workflow_id: str) -> list[Recorded]:
-        """Return the steps of a workflow, in the order of their first calls."""
-        return [
-            Recorded(key, seq, tries, ok, None if value is None else Payload(value, content_type), *rest)
-            for key, seq, tries, ok, value, content_type, *rest in self._run("recorded", id=workflow_id)
-        ]
-
-    def retries(self, workflow_id: str) -> int:
-        """Return how often Celery has retried the whole workflow."""
-        rows = self._run("retries", id=workflow_id)
-        return int(rows[0][0]) if rows else 0
 
     def settled(self, ids: Collection[str]) -> dict[tuple[str, str], tuple[bool, bytes, int]]:
         """Return for each settled step of these workflows whether it has succeeded, its value, and its tries."""

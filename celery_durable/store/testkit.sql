@@ -58,15 +58,6 @@ FROM timers, deadlines
 INSERT INTO {schema}.checkpoint (workflow, key, seq, attempt, tries, ok, value, content_type, started_at, at)
 VALUES (%(id)s, %(key)s, 0, 0, 1, %(ok)s, %(value)s, %(content_type)s, clock_timestamp(), clock_timestamp())
 
--- name: recorded
--- A workflow's steps with all that a replay compares.
-SELECT key, seq, tries, ok, value, content_type, args, encode(fingerprint, 'hex'), child_id
-FROM {schema}.checkpoint WHERE workflow = %(id)s ORDER BY seq, key
-
--- name: retries
--- How often Celery has retried the whole workflow.
-SELECT retries FROM {schema}.workflow WHERE id = %(id)s
-
 -- name: settled
 -- The outcomes of steps of some workflows.
 SELECT workflow, key, ok, value, tries FROM {schema}.checkpoint WHERE workflow = ANY(%(ids)s::text[]) AND ok IS NOT NULL

@@ -666,7 +666,7 @@ SELECT extract(epoch FROM min(at) - clock_timestamp())::float8 FROM (
 -- name: by_id
 -- One workflow with its message and outcome.
 SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
-    w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched,
+    w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched, w.retries,
     i.body, i.content_type, i.content_encoding, o.ok, o.value, o.content_type
 FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
 WHERE w.id = %(id)s
@@ -674,7 +674,7 @@ WHERE w.id = %(id)s
 -- name: matching
 -- The newest workflows that fit all the given filters.
 SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
-    w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched,
+    w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched, w.retries,
     i.body, i.content_type, i.content_encoding, o.ok, o.value, o.content_type
 FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
 WHERE (%(states)s::text[] IS NULL OR w.state = ANY(%(states)s))

@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 
 from .. import states
+from ..client import row_of
 from ..exceptions import ConfigurationError, NondeterminismError
 from ..installation import installed_on
 from ..messages import send
@@ -235,7 +236,7 @@ class _Trial:
     def _check_bodies(self, watch: _Watch, instant: str) -> None:
         for body, (_, _, tries) in self.bench.kit.settled(watch.ids).items():
             most = tries + (body in watch.in_flight)
-            if tries and watch.starts[body] > most and not self.bench.kit.retries(body[0]):
+            if tries and watch.starts[body] > most and not row_of(self.bench.installation, body[0]).retries:
                 raise _violation(
                     instant, f"the body of step {body[1]!r} ran {watch.starts[body]} times, and {most} is what it may"
                 )

@@ -15,14 +15,13 @@ from kombu.serialization import loads
 from kombu.utils.json import loads as kombu_loads
 
 from .. import states
-from ..client import row_of, step_name
+from ..client import CALLER_PATIENCE, row_of, step_name
 from ..envelope import check_id
 from ..errors import decode_error
 from ..exceptions import SerializationError
 from ..installation import Installation, find
 from ..serialization import JSON, Payload
-from ..store.rows import Checkpoint
-from ..store.testkit import Recorded, TestKit
+from ..store.rows import Checkpoint, StepRow, WorkflowRow
 
 _FORMAT = 1
 
@@ -242,14 +241,14 @@ def history_of(id: str, app: Celery | None = None) -> History:
 
 def history_in(installation: Installation, workflow_id: str) -> History:
     """Return what a workflow of this app has recorded."""
-    row, kit = row_of(installation, workflow_id), TestKit(installation.store)
+    row = row_of(installation, workflow_id)
+    steps = installation.store.checkpoints.of_workflow(workflow_id, patience=CALLER_PATIENCE)
     outcome = None
     if row.payload is not None and row.finished_at is not None:
         outcome = Kept.of(row.payload, ok=bool(row.ok))
     return History(
         id=row.id, name=row.name, state=row.state, arguments=_arguments(installation, row), outcome=outcome,
-        steps=tuple(_step_of(step) for step in kit.recorded(workflow_id)), retries=kit.retries(workflow_id),
-        root_id=row.root_id, parent_id=row.parent_id,
+        steps=tuple(map(_step_of, steps)), retries=row.retries, root_id=row.root_id, parent_id=row.parent_id,
     )  # fmt: skip
 
 
@@ -269,7 +268,7 @@ def arguments_of(installation: Installation, history: History) -> tuple[tuple[An
     return tuple(args), dict(kwargs)
 
 
-def _arguments(installation: Installation, row: Any) -> Kept:
+def _arguments(installation: Installation, row: WorkflowRow) -> Kept:
     if row.body is None:
         raise SerializationError(f"The message of workflow {row.id} isn't there, and with it its arguments.")
     if row.content_type == JSON:
@@ -277,9 +276,10 @@ def _arguments(installation: Installation, row: Any) -> Kept:
     return Kept(True, base64.b64encode(row.body).decode(), row.content_type, is_base64=True)
 
 
-def _step_of(step: Recorded) -> HistoryStep:
+def _step_of(step: StepRow) -> HistoryStep:
     kept = None if step.ok is None or step.payload is None else Kept.of(step.payload, ok=step.ok)
-    return HistoryStep(step.key, step.seq, step.tries, kept, step.args, step.fingerprint, step.child_id)
+    fingerprint = None if step.fingerprint is None else step.fingerprint.hex()
+    return HistoryStep(step.key, step.seq, step.tries, kept, step.args, fingerprint, step.child_id)
 
 
 def _step_to_plain(step: HistoryStep) -> dict[str, Any]:

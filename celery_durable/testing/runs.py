@@ -76,7 +76,8 @@ def with_steps_done(workflow: Any, done: Mapping[str, Any]) -> WithStepsDone:
 
     ``done`` has a value for each key, or an exception instance with which the step has failed; the other steps run.
     The keys are those of ``durable.list_workflow_steps``; of a declared step the last part of its name will do
-    (``charge``, ``charge#2``). A key that the workflow doesn't ask for until its end is an AssertionError then.
+    (``charge``, ``charge#2``), and one in the workflow's own module is meant first. A key that the workflow doesn't ask
+    for until its end is an AssertionError then.
 
     Raises ConfigurationError for what isn't a workflow.
     """
@@ -111,7 +112,7 @@ def start(bench: Bench, workflow: Any, args: Any, kwargs: Any) -> list[str]:
             f"{bench.app.main!r}: name the app by the ini option durable_app = package.module:app, or declare the "
             "workflow on the fixture durable_app or with @durable.workflow."
         )
-    keys = {_full_key(bench.app, key): value for key, value in done.items()}
+    keys = {_full_key(bench.app, first.task, key): value for key, value in done.items()}
     handle = signature.clone(args, kwargs).apply_async()
     ids = [handle.id]
     while (handle := handle.parent) is not None:
@@ -223,14 +224,17 @@ def _answer(bench: Bench, workflow_id: str, key: str, value: Any) -> None:
     bench.kit.answer(workflow_id, key, payload, ok=True)
 
 
-def _full_key(app: Celery, key: str) -> str:
-    """Return a key with the whole name of its step, if one is declared that ends so."""
+def _full_key(app: Celery, workflow: str, key: str) -> str:
+    """Return a key with the whole name of its step, if one is declared that ends so, and first in the same module."""
     if not isinstance(key, str) or not key:
         raise ConfigurationError(f"The key of a step is a text such as 'charge' or 'charge#2', not {key!r}.")
     name = step_name(key)
+    near = f"{workflow.rpartition('.')[0]}.{name}"
     found = sorted(step for step in _steps(app) if name in (step, step.rpartition(".")[2]))
     if name in found or not found:
         return key
+    if near in found:
+        found = [near]
     if len(found) > 1:
         raise ConfigurationError(f"The step {name!r} may be {' or '.join(found)}: write the whole name.")
     return found[0] + key.removeprefix(name)

@@ -475,6 +475,23 @@ def test_steps_done_already(shop: Shop, durable_run: Any) -> None:
     assert durable_run(with_steps_done(twice, {"charge#2": "second"}), 1).get() == ["paid 1", "second"]
 
 
+def test_steps_of_one_name(shop: Shop, durable_run: Any) -> None:
+    """Of several steps that end alike that of the workflow's module is meant; elsewhere the error names them."""
+
+    @shop.step(name="other.charge")
+    def other(order: int) -> str:
+        return "other"
+
+    @shop.workflow(name="further.order")
+    def further(order: int) -> str:
+        return other(order)
+
+    assert durable_run(with_steps_done(shop.checkout, {"charge": "done"}), 1).get() == "shipped 1, done"
+    with pytest.raises(ConfigurationError, match=r"may be other\.charge or .*charge: write the whole name"):
+        durable_run(with_steps_done(further, {"charge": "done"}), 1)
+    assert durable_run(with_steps_done(further, {"other.charge": "done"}), 1).get() == "done"
+
+
 def test_a_step_that_nobody_asks_for(shop: Shop, durable_run: Any) -> None:
     """A misspelled key is an error at the end, with the nearest one."""
     with pytest.raises(AssertionError, match=r"'chrage'.*never asked.*charge'"):
@@ -982,6 +999,17 @@ def test_unknown_ids(shop: Shop, durable_run: Any) -> None:
             use("nothing")
     with pytest.raises(WorkflowNotFound, match="no id"):
         deliver(None, 1)
+
+
+@pytest.mark.parametrize(("ini", "said"), [("nowhere:app", "can't be imported"), ("os:environ", "no Celery app")])
+def test_an_app_that_there_is_not(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ini: str, said: str
+) -> None:
+    """A wrong name in pytest.ini is said so."""
+    usual = request.config.getini
+    monkeypatch.setattr(request.config, "getini", lambda name: ini if name == "durable_app" else usual(name))
+    with pytest.raises(ConfigurationError, match=f"durable_app names '{ini}'.*{said}"):
+        request.getfixturevalue("durable_app")
 
 
 def test_no_installation(postgres_server: str) -> None:

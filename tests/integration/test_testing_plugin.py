@@ -6,9 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pytest
 
 from tests.fixtures.fix_bakery import Bakery
 from tests.fixtures.pages import blocks
@@ -66,6 +65,18 @@ def test_all_is_as_it_was():
     assert app.conf.task_always_eager and "redis" in app.conf.result_backend and "Redis" in repr(app.backend)
     assert app.conf.broker_url == os.environ["CELERY_BROKER_URL"]
     assert installed_on(app).config.suspend_after == 7
+"""
+OTHER_SUITE = """
+import pytest
+from shop import checkout
+
+import celery_durable as durable
+
+
+@pytest.mark.parametrize("again", range(3))
+def test_a_run(durable_run, again):
+    assert durable_run(checkout.s(1).set(task_id="order-1")).get() == "paid 1"
+    assert len(durable.list_workflows()) == 2
 """
 CELERYS_SUITE = """
 import pytest
@@ -171,6 +182,7 @@ def test_nothing_is_left(db):
 
 def run(directory: Path, files: dict[str, str], *options: str, env: dict[str, str]) -> int:
     """Run a suite; return how many tests have passed, and fail if one hasn't."""
+    directory.mkdir(exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text)
     done = subprocess.run(
@@ -200,31 +212,34 @@ def test_the_functions_do_without_pytest() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-def test_the_page(postgres_server: str, tmp_path: Path) -> None:
-    """The tests in docs/testing.md pass."""
+def test_the_page_and_celerys_own_fixtures(postgres_server: str, tmp_path: Path) -> None:
+    """The tests in docs/testing.md pass; the apps of celery.contrib.pytest become durable, and so does its worker.
+
+    Both have a worker in a thread, which takes seconds to stop: they wait for that at once.
+    """
     files = {name: page(name) for name in ("conftest.py", "shop.py", "test_shop.py", "test_worker.py", "record.py")}
     (ini,) = blocks("text", page="docs/testing.md")
     files["pytest.ini"] = f"{ini.text}addopts = -p no:django\n"
-    assert run(tmp_path, files, env={"DATABASE_URL": postgres_server}) == 7
+    others = {"pytest.ini": "[pytest]\naddopts = -p no:django\n", "conftest.py": CONFTEST, "test_it.py": CELERYS_SUITE}
+    with ThreadPoolExecutor() as at_once:
+        suites = [
+            at_once.submit(run, tmp_path / name, suite, env={"DATABASE_URL": postgres_server})
+            for name, suite in {"page": files, "celerys": others}.items()
+        ]
+    assert [suite.result() for suite in suites] == [7, 3]
 
 
-@pytest.mark.parametrize("options", [(), ("-n2",)], ids=["one process", "xdist"])
-def test_an_app_of_ones_own(postgres_server: str, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """The app that pytest.ini names is on the test's database, without its broker; afterwards it is as before."""
+def test_an_app_of_ones_own(postgres_server: str, tmp_path: Path) -> None:
+    """The app that pytest.ini names is on the test's database, without its broker; afterwards it is as before.
+
+    Each process of xdist has a database of its own.
+    """
     files = {
         "pytest.ini": "[pytest]\ndurable_app = shop:app\naddopts = -p no:django\nfilterwarnings = error\n",
-        "conftest.py": CONFTEST, "shop.py": OWN_APP, "test_shop.py": OWN_SUITE,
+        "conftest.py": CONFTEST, "shop.py": OWN_APP, "test_shop.py": OWN_SUITE, "test_other.py": OTHER_SUITE,
     }  # fmt: skip
     env = {"DATABASE_URL": postgres_server, "CELERY_BROKER_URL": "redis://127.0.0.1:1/5"}
-    assert run(tmp_path, files, *options, env=env) == 6
-
-
-def test_with_celerys_own_fixtures(postgres_server: str, tmp_path: Path) -> None:
-    """The apps of celery.contrib.pytest become durable, and its worker runs workflows on the test's database."""
-    files = {
-        "pytest.ini": "[pytest]\naddopts = -p no:django\n", "conftest.py": CONFTEST, "test_shop.py": CELERYS_SUITE,
-    }  # fmt: skip
-    assert run(tmp_path, files, env={"DATABASE_URL": postgres_server}) == 3
+    assert run(tmp_path, files, "-n2", "--dist=loadfile", env=env) == 9
 
 
 def test_without_a_database_url(tmp_path: Path) -> None:
@@ -232,21 +247,6 @@ def test_without_a_database_url(tmp_path: Path) -> None:
     suite = "def test_it(durable_postgres, durable_run):\n    assert durable_postgres.startswith('postgresql://')\n"
     files = {"pytest.ini": "[pytest]\naddopts = -p no:django\n", "conftest.py": CONFTEST, "test_it.py": suite}
     assert run(tmp_path, files, env={"DATABASE_URL": ""}) == 1
-
-
-@pytest.mark.parametrize(
-    ("ini", "said"),
-    [("nowhere:app", "can't be imported"), ("os:environ", "no Celery app")],
-    ids=["no module", "no app"],
-)
-def test_an_app_that_there_is_not(postgres_server: str, tmp_path: Path, ini: str, said: str) -> None:
-    """A wrong name in pytest.ini is said so."""
-    files = {
-        "pytest.ini": f"[pytest]\ndurable_app = {ini}\naddopts = -p no:django\n", "conftest.py": CONFTEST,
-        "test_it.py": "def test_it(durable_app):\n    pass\n",
-    }  # fmt: skip
-    with pytest.raises(AssertionError, match=said):
-        run(tmp_path, files, env={"DATABASE_URL": postgres_server})
 
 
 def test_with_pytest_django(bakery: Bakery, postgres_server: str, tmp_path: Path) -> None:
