@@ -242,6 +242,8 @@ class Registry:
             self._requests.discard(request)
             if hold:
                 self._held.add(request.id)
+                # If it had claimed the workflow, the row tells of it, and no longer of what was delivered before.
+                self._delivered.discard(request.id)
             return True
 
     def let_go(self, ids: Iterable[str]) -> None:
@@ -263,9 +265,13 @@ class Registry:
             return active, dict(self._accepted)
 
     def delivered(self) -> set[str]:
-        """Return the outcomes to confirm; they count as active until ``confirmed``."""
+        """Return the outcomes to confirm; they count as active until ``confirmed``.
+
+        One whose workflow runs here again waits: where nothing awaits an outcome, the row was free at once, and the
+        next attempt may have it. If that is cancelled, its end isn't delivered as long as its body runs.
+        """
         with self._lock:
-            return set(self._delivered)
+            return self._delivered - {request.id for request in self._requests}
 
     def confirmed(self, ids: set[str]) -> None:
         """Forget outcomes that were confirmed."""

@@ -64,6 +64,29 @@ def test_an_outcome_stays_active_until_it_is_confirmed() -> None:
     assert registry.snapshot()[0] == set()
 
 
+def test_an_outcome_is_not_confirmed_while_its_workflow_runs_here_again() -> None:
+    """Else the end of the next attempt, a cancellation, would count as delivered while its body still runs."""
+    registry, first, second = Registry(threading.Lock()), Request(id="w1"), Request(id="w1")
+    registry.add(first)
+    registry.remove(first, delivered=True)
+    registry.add(second)
+    assert registry.delivered() == set()
+    assert registry.snapshot()[0] == {"w1"}
+    registry.remove(second, delivered=False)
+    assert registry.delivered() == {"w1"}
+
+
+def test_an_outcome_is_not_confirmed_after_a_crash_of_the_next_attempt() -> None:
+    """The row tells of that attempt by now, whose end nobody has delivered."""
+    registry, first, second = Registry(threading.Lock()), Request(id="w1"), Request(id="w1")
+    registry.add(first)
+    registry.remove(first, delivered=True)
+    registry.add(second)
+    registry.remove(second, delivered=False, hold=True)
+    registry.let_go(["w1"])
+    assert registry.delivered() == registry.snapshot()[0] == set()
+
+
 def test_a_lost_run_stays_active_until_the_database_knows() -> None:
     """Else another node would find that nobody lists it, and count a crash of what is being handed over."""
     registry, request = Registry(threading.Lock()), Request(id="w1")
