@@ -148,14 +148,6 @@ def event(weight: int, *, when: Callable[[Protocol], Any] = lambda self: True, *
     return listed
 
 
-#: How much more there is of an event in one example than in another: some mistakes show only where much else is missing.
-MOODS = (0.1, 0.1, 1.0, 1.0, 8.0)
-
-
-def _weights(chance: Random) -> dict[str, float]:
-    return {event.name: event.weight * chance.choice(MOODS) for event in EVENTS}
-
-
 class Protocol(RuleBasedStateMachine):
     """Two workers, two workflows, three steps each."""
 
@@ -173,19 +165,14 @@ class Protocol(RuleBasedStateMachine):
         self.programs = {PARENT: PARENTS[0], CHILD: CHILDREN[0]}
         self.timeouts: dict[str, float | None] = dict.fromkeys(IDS)
         self.values = itertools.count(1)
-        self.weights = {event.name: float(event.weight) for event in EVENTS}
         #: What stood there before the next event.
         self.latest = self.rows()
         self.seeds: Counter[int] = Counter()
         self.time = 0.0
 
-    @initialize(
-        parent=st.sampled_from(PARENTS), child=st.sampled_from(CHILDREN), late=st.booleans(),
-        mood=st.integers(0, 2**16 - 1),
-    )  # fmt: skip
-    def begin(self, parent: tuple[str, ...], child: tuple[str, ...], late: bool, mood: int) -> None:
-        """Choose the functions, whether the parent has a deadline, and what this example has much of; start it."""
-        self.weights = _weights(Random(mood))
+    @initialize(parent=st.sampled_from(PARENTS), child=st.sampled_from(CHILDREN), late=st.booleans())
+    def begin(self, parent: tuple[str, ...], child: tuple[str, ...], late: bool) -> None:
+        """Choose the functions, and whether the parent has a deadline; start the parent."""
         self.programs = {PARENT: parent, CHILD: child}
         self.timeouts[PARENT] = 100.0 if late else None
         self.publish_one(PARENT, "answered")
@@ -212,7 +199,7 @@ class Protocol(RuleBasedStateMachine):
         chance = Random(f"{seed} for the {self.seeds[seed]}th time")
         self.seeds[seed] += 1
         possible = [event for event in EVENTS if event.when(self)]
-        (event,) = chance.choices(possible, [self.weights[event.name] for event in possible])
+        (event,) = chance.choices(possible, [event.weight for event in possible])
         drawn = {name: chance.choice(choices) for name, choices in event.choices.items()}
         note(f"{event.name} {drawn}")
         getattr(self, event.name)(chance=chance, **drawn)
