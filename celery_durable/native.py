@@ -8,13 +8,17 @@ import os
 import select
 import sys
 import time
+import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from .exceptions import ConfigurationError, DatabaseUnavailable
 
 logger = logging.getLogger("celery_durable")
+
+#: Seconds that a fork waits for loops which are in the middle of something.
+_LONGEST_STOP = 3.0
 
 
 def original(module: str, name: str) -> Any:
@@ -153,6 +157,9 @@ class Loop:
     def __init__(self, name: str, *, speaks: bool = False) -> None:
         self._green = speaks and under_eventlet()
         self.bell = Bell(green=self._green)
+        #: Held while it does something. What is forked meanwhile would wait for ever for the locks that it holds.
+        self.at_work = nullcontext() if self._green else original("_thread", "allocate_lock")()
+        _loops.add(self)
         self._name = name
         self._stopping = False
         self._ended = False
@@ -198,10 +205,12 @@ class Loop:
 
     def _take_turn(self) -> None:
         try:
-            due = self.turn()
+            with self.at_work:
+                due = self.turn()
             died = self.bell.wait(due - time.monotonic())
             if died:
-                self.died(died)
+                with self.at_work:
+                    self.died(died)
         except Exception:
             logger.exception("A turn of the %s thread failed; the next one comes soon.", self._name)
             self.bell.wait(self.RETRY)
@@ -216,3 +225,23 @@ class Loop:
             logger.exception("The %s thread has ended by an error; other nodes find what it leaves.", self._name)
         finally:
             self._ended = True
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+_stopped: list[Any] = []
+
+
+def _stop_for_fork() -> None:
+    """Let no loop be in the middle of something, unless that takes too long: whoever forks is the worker's main loop."""
+    give_up_at = time.monotonic() + _LONGEST_STOP
+    for loop in list(_loops):
+        if not loop._green and loop.at_work.acquire(True, max(give_up_at - time.monotonic(), 0)):
+            _stopped.append(loop.at_work)
+
+
+def _go_on_after_fork() -> None:
+    while _stopped:
+        _stopped.pop().release()
+
+
+os.register_at_fork(before=_stop_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_go_on_after_fork)

@@ -382,7 +382,7 @@ def test_anything_in_a_header_is_taken_or_left(value: Any) -> None:
 
 columns = st.tuples(
     text, st.integers(), st.integers(), st.integers(), st.none() | st.booleans(), st.none() | documents, content_types,
-    st.none() | text, st.none() | documents, st.none() | text,
+    st.none() | text, st.none() | documents, st.none() | documents, st.none() | text,
 )  # fmt: skip
 
 

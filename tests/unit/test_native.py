@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.native import Bell, original
+from celery_durable.native import Bell, Loop, original
 from tests.fixtures.fix_wait import wait_until
 
 needs_pidfd = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched on Linux only")
@@ -137,3 +139,40 @@ def test_eventlet_needs_a_psycopg_that_yields(monkeypatch: pytest.MonkeyPatch) -
     assert "PSYCOPG_WAIT_FUNC=wait_select" in refused.stderr
     monkeypatch.setenv("PSYCOPG_WAIT_FUNC", "wait_select")
     subprocess.run(command, check=True)
+
+
+class Busy(Loop):
+    """Holds a lock most of the time."""
+
+    def __init__(self) -> None:
+        super().__init__("busy")
+        self.lock = threading.Lock()
+        self.turns = 0
+
+    def turn(self) -> float:
+        """Work with the lock."""
+        with self.lock:
+            time.sleep(0.02)
+        self.turns += 1
+        return time.monotonic() + 0.001
+
+
+def test_no_process_is_forked_while_a_loop_holds_a_lock() -> None:
+    """A pool process that is made in the middle of a turn would wait for ever for what the loop's thread had locked."""
+    loop = Busy()
+    loop.start()
+    wait_until(lambda: loop.turns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads and forks, which are the matter here
+        children = [_fork(lambda: loop.lock.acquire(blocking=False)) for _ in range(20)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 20
+    before = loop.turns
+    wait_until(lambda: loop.turns > before)
+    loop.stop(5)
+
+
+def _fork(works: Callable[[], bool]) -> int:
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if works() else 1)
+    return child
