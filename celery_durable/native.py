@@ -158,7 +158,7 @@ class Loop:
         self._green = speaks and under_eventlet()
         self.bell = Bell(green=self._green)
         #: Held while it does something. What is forked meanwhile would wait for ever for the locks that it holds.
-        self.at_work = nullcontext() if self._green else original("_thread", "allocate_lock")()
+        self.at_work: Any = nullcontext() if self._green else original("_thread", "allocate_lock")()
         _loops.add(self)
         self._name = name
         self._stopping = False
@@ -232,7 +232,7 @@ _stopped: list[Any] = []
 
 
 def _stop_for_fork() -> None:
-    """Let no loop be in the middle of something, unless that takes too long: whoever forks is the worker's main loop."""
+    """Let no loop be in the middle of something, unless that takes too long: the worker's main loop is what forks."""
     give_up_at = time.monotonic() + _LONGEST_STOP
     for loop in list(_loops):
         if not loop._green and loop.at_work.acquire(True, max(give_up_at - time.monotonic(), 0)):
