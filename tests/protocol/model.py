@@ -170,9 +170,15 @@ class Protocol(RuleBasedStateMachine):
         self.seeds: Counter[int] = Counter()
         self.time = 0.0
 
-    @initialize(parent=st.sampled_from(PARENTS), child=st.sampled_from(CHILDREN), late=st.booleans())
-    def begin(self, parent: tuple[str, ...], child: tuple[str, ...], late: bool) -> None:
+    @initialize(
+        parent=st.sampled_from(PARENTS),
+        child=st.sampled_from(CHILDREN),
+        late=st.booleans(),
+        salt=st.integers(0, 2**32 - 1),
+    )
+    def begin(self, parent: tuple[str, ...], child: tuple[str, ...], late: bool, salt: int) -> None:
         """Choose the functions, and whether the parent has a deadline; start the parent."""
+        self.salt = salt
         self.programs = {PARENT: parent, CHILD: child}
         self.timeouts[PARENT] = 100.0 if late else None
         self.publish_one(PARENT, "answered")
@@ -195,8 +201,8 @@ class Protocol(RuleBasedStateMachine):
 
         Rules of Hypothesis' own would all be as likely, and most would have nothing to do.
         """
-        # Hypothesis likes to draw a number again: that mustn't be the same event again.
-        chance = Random(f"{seed} for the {self.seeds[seed]}th time")
+        # Hypothesis likes to draw a number again, in this example and the next: that mustn't be the same event again.
+        chance = Random(f"{self.salt}: {seed} for the {self.seeds[seed]}th time")
         self.seeds[seed] += 1
         possible = [event for event in EVENTS if event.when(self)]
         (event,) = chance.choices(possible, [event.weight for event in possible])
@@ -399,6 +405,10 @@ class Protocol(RuleBasedStateMachine):
     def claim_for(self, worker: Worker, workflow: str, fate: str, name: str = NAME) -> Run:
         run = Run(worker, workflow, uuid.uuid4())
         self.runs.append(run)
+        mark = f"confirm {worker.node} {workflow}"
+        if any(session.statement is not None and mark in session.statement.things for session in self.stage.busy()):
+            run.over = "refused"  # a confirmation takes less time than a resume, its message and a cancel together
+            return run
 
         def then(claim: Any) -> None:
             if claim is None:
@@ -808,14 +818,17 @@ class Protocol(RuleBasedStateMachine):
         self.confirm_of(chance.choice([w for w in self.workers if w.is_alive and w.delivered]), fate)
 
     def confirm_of(self, worker: Worker, fate: str) -> None:
-        ids = sorted(worker.delivered)
+        ids = sorted(worker.delivered - self.executing(worker))
+        if not ids:
+            return
 
         def then(_: Any) -> None:
             worker.delivered -= set(ids)
 
         self.make(
             Statement("confirm", lambda party: party.workflows.confirm(worker.node, ids, patience=0), then, nothing,
-                      dict.fromkeys(ids, Lock.UPDATE), is_bulk=True),
+                      dict.fromkeys(ids, Lock.UPDATE),
+                      things(*(f"confirm {worker.node} {workflow}" for workflow in ids)), is_bulk=True),
             fate,
         )  # fmt: skip
 
@@ -840,14 +853,17 @@ class Protocol(RuleBasedStateMachine):
 
     # Workers
 
-    def listed(self, worker: Worker) -> list[str]:
-        """What a worker's registry holds."""
-        active = {
+    def executing(self, worker: Worker) -> set[str]:
+        """Workflows whose requests haven't left a worker."""
+        return {
             run.workflow for run in self.runs
             if run.worker is worker and run.is_alive
-            and (run.over is None or (run.over in ("finished", "stopped") and not run.is_delivered))
+            and (run.over is None or run.over in ("finished", "stopped") and not run.is_delivered)
         }  # fmt: skip
-        return sorted(active | worker.delivered | worker.held)
+
+    def listed(self, worker: Worker) -> list[str]:
+        """What a worker's registry holds."""
+        return sorted(self.executing(worker) | worker.delivered | worker.held)
 
     def _new_worker(self) -> Worker:
         return Worker(uuid.UUID(int=next(self.nodes)))
@@ -915,15 +931,15 @@ class Protocol(RuleBasedStateMachine):
         """The process of a run dies; its worker notices that, or only finds that it isn't there any more."""
         run = chance.choice([run for run in self.runs if run.runs])
         run.is_alive, run.is_suspected = False, True
-        if notices and run.worker.is_alive:
+        run.worker.delivered.discard(run.workflow)
+        if notices:
             run.worker.held.add(run.workflow)
 
     @event(8, when=lambda self: any(worker.is_alive and worker.held for worker in self.workers), fate=fates)
     def report_lost(self, chance: Random, fate: str) -> None:
         """A worker hands back what its dead process ran, unless another one runs it here by now."""
         worker = chance.choice([w for w in self.workers if w.is_alive and w.held])
-        running = {run.workflow for run in self.runs if run.worker is worker and run.runs}
-        self.rescue(worker, sorted(worker.held - running), fate)
+        self.rescue(worker, sorted(worker.held - self.executing(worker)), fate)
 
     def die(self, worker: Worker) -> None:
         worker.is_alive = False
