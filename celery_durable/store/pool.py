@@ -41,7 +41,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 #: Uses of a statement after which psycopg prepares it.
 _PREPARED_AFTER = 5
 #: A try that has taken longer than the first of these seconds isn't made again for the second.
-_LONG_TRY, _SILENCE = 0.1, 1.0
+_LONG_TRY, _SILENCE = 1.0, 1.0
 
 #: The rules of the protocol are made for it.
 _ISOLATION = "read committed"

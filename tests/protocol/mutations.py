@@ -48,5 +48,4 @@ MUTATIONS = [
     Mutation("rescue by an old list", "workflows.sql", "rescue", "OR w.claimed_at < n.as_of AND", "OR"),
     Mutation("rescue that waits", "workflows.sql", "rescue", "FOR UPDATE OF w SKIP LOCKED", "FOR UPDATE OF w"),
     Mutation("redispatch beside the owner", "workflows.sql", "redispatch", "w.claimed_at < n.as_of AND", "true OR"),
-    Mutation("step without its lock", "checkpoints.sql", "save", "FOR KEY SHARE OF w", ""),
 ]
