@@ -858,7 +858,7 @@ class Protocol(RuleBasedStateMachine):
         return {
             run.workflow for run in self.runs
             if run.worker is worker and run.is_alive
-            and (run.over is None or run.over in ("finished", "stopped") and not run.is_delivered)
+            and (run.over is None or (run.over in ("finished", "stopped") and not run.is_delivered))
         }  # fmt: skip
 
     def listed(self, worker: Worker) -> list[str]:
