@@ -119,8 +119,8 @@ def test_a_shutdown_hands_over_after_the_running_step(site: Site, gates: Gates, 
     assert owner.wait_exit() == 0
 
 
-@pytest.mark.oldest
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+# Celery 5.4 doesn't tell a green pool's requests that they are cancelled: there they are found a lease later.
+@pytest.mark.parametrize("pool", [pytest.param("prefork", marks=pytest.mark.oldest), "gevent"])
 def test_a_cold_shutdown_hands_over_the_step(site: Site, gates: Gates, pool: str) -> None:
     """The running step is cut short and runs again in another worker; no crash is counted."""
     workers = site.start(2, pool=pool)
