@@ -84,6 +84,7 @@ DELETE FROM {schema}.awaiting WHERE waiter = %(id)s AND wait = %(wait)s
 
 -- name: notify
 -- Wake those that await the end, or an event, of these workflows. One that awaits several is woken by the last of them.
+-- Only several waiters are locked before their UPDATE, for their order: see `send`.
 WITH come AS MATERIALIZED (
     SELECT a.target, a.event, a.waiter, a.wait FROM {schema}.awaiting a JOIN {schema}.workflow t ON t.id = a.target
     WHERE a.target = ANY(%(targets)s::text[])
@@ -95,18 +96,20 @@ WITH come AS MATERIALIZED (
     WHERE a.target = come.target AND a.event = come.event AND a.waiter = come.waiter AND a.wait = come.wait
     RETURNING a.waiter
 ), waiter AS MATERIALIZED (
-    SELECT w.id, t.number, coalesce(w.state = 'SUSPENDED' AND w.awaits <= t.number, false) AS wakes
-    FROM {schema}.workflow w JOIN (SELECT waiter, count(*)::integer AS number FROM told GROUP BY waiter) t ON t.waiter = w.id
-    WHERE w.finished_at IS NULL
-    ORDER BY w.id FOR NO KEY UPDATE OF w
+    SELECT waiter AS id, count(*)::integer AS number, clock_timestamp() AS at FROM told GROUP BY waiter
+), several AS MATERIALIZED (
+    SELECT w.id FROM {schema}.workflow w JOIN waiter ON waiter.id = w.id
+    WHERE (SELECT count(*) FROM waiter) > 1 ORDER BY w.id FOR NO KEY UPDATE OF w
 ), woken AS (
     UPDATE {schema}.workflow w SET signal = w.signal + 1, awaits = w.awaits - waiter.number,
-        state = CASE WHEN waiter.wakes THEN 'ENQUEUED' ELSE w.state END,
-        published_at = CASE WHEN waiter.wakes THEN clock_timestamp() ELSE w.published_at END,
-        publish_at = CASE WHEN waiter.wakes THEN clock_timestamp() + make_interval(secs => %(republish_after)s)
-                     ELSE w.publish_at END
-    FROM waiter WHERE w.id = waiter.id
-    RETURNING w.id, w.published_at, w.attempt, waiter.wakes
+        state = CASE WHEN w.state = 'SUSPENDED' AND w.awaits <= waiter.number THEN 'ENQUEUED' ELSE w.state END,
+        published_at = CASE WHEN w.state = 'SUSPENDED' AND w.awaits <= waiter.number THEN waiter.at
+                       ELSE w.published_at END,
+        publish_at = CASE WHEN w.state = 'SUSPENDED' AND w.awaits <= waiter.number
+                     THEN clock_timestamp() + make_interval(secs => %(republish_after)s) ELSE w.publish_at END
+    FROM waiter, (SELECT count(*) FROM several) AS locked
+    WHERE w.id = waiter.id AND w.finished_at IS NULL
+    RETURNING w.id, w.published_at, w.attempt, w.state = 'ENQUEUED' AND w.published_at = waiter.at AS wakes
 )
 SELECT woken.id, woken.published_at, woken.attempt, i.envelope, i.body, i.content_type, i.content_encoding
 FROM woken JOIN {schema}.input i ON i.workflow = woken.id WHERE woken.wakes

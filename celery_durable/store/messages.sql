@@ -1,26 +1,25 @@
 -- name: send
 -- A message for a live workflow, which is woken if it waits for one of this topic. No row: there is no such workflow,
 -- or it has finished. The same idempotency key again writes nothing; one that somebody's open transaction holds is
--- waited for before the workflow is locked.
+-- waited for before the workflow is locked. The row is locked by its UPDATE alone: a lock before it would be a second
+-- way through the versions of the row, on which two senders deadlock while a checkpoint's transaction is open.
 WITH sent AS (
     INSERT INTO {schema}.message (workflow, topic, idempotency_key, body, content_type, told)
     SELECT id, %(topic)s, %(idempotency_key)s, %(body)s, %(content_type)s, true FROM {schema}.workflow
     WHERE id = %(workflow)s AND finished_at IS NULL
     ON CONFLICT (workflow, idempotency_key) DO NOTHING
     RETURNING seq
-), target AS MATERIALIZED (
-    SELECT w.id, coalesce(w.state = 'SUSPENDED' AND %(topic)s = ANY(w.topics), false) AS wakes
-    FROM (SELECT count(*) FROM sent) AS written, {schema}.workflow w
-    WHERE w.id = %(workflow)s AND w.finished_at IS NULL
-    FOR NO KEY UPDATE OF w
+), arrival AS MATERIALIZED (
+    SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM sent) AS written
 ), told AS (
     UPDATE {schema}.workflow w SET signal = w.signal + 1,
-        state = CASE WHEN target.wakes THEN 'ENQUEUED' ELSE w.state END,
-        published_at = CASE WHEN target.wakes THEN clock_timestamp() ELSE w.published_at END,
-        publish_at = CASE WHEN target.wakes THEN clock_timestamp() + make_interval(secs => %(republish_after)s)
-                     ELSE w.publish_at END
-    FROM target WHERE w.id = target.id
-    RETURNING w.id, w.published_at, w.attempt, target.wakes
+        state = CASE WHEN w.state = 'SUSPENDED' AND %(topic)s = ANY(w.topics) THEN 'ENQUEUED' ELSE w.state END,
+        published_at = CASE WHEN w.state = 'SUSPENDED' AND %(topic)s = ANY(w.topics) THEN arrival.at
+                       ELSE w.published_at END,
+        publish_at = CASE WHEN w.state = 'SUSPENDED' AND %(topic)s = ANY(w.topics)
+                     THEN clock_timestamp() + make_interval(secs => %(republish_after)s) ELSE w.publish_at END
+    FROM arrival WHERE w.id = %(workflow)s AND w.finished_at IS NULL
+    RETURNING w.id, w.published_at, w.attempt, w.state = 'ENQUEUED' AND w.published_at = arrival.at AS wakes
 )
 SELECT i.workflow, told.published_at, told.attempt, i.envelope, i.body, i.content_type, i.content_encoding
 FROM told LEFT JOIN {schema}.input i ON i.workflow = told.id AND told.wakes
@@ -65,7 +64,8 @@ WITH target AS MATERIALIZED (
 SELECT id FROM target
 
 -- name: tell
--- Wake the workflows of messages that nobody has told of: all of a workflow, or the oldest.
+-- Wake the workflows of messages that nobody has told of: all of a workflow, or the oldest. Only several workflows are
+-- locked before their UPDATE, for their order.
 WITH untold AS MATERIALIZED (
     SELECT seq, workflow, topic FROM {schema}.message
     WHERE NOT told AND (%(workflow)s::text IS NULL OR workflow = %(workflow)s)
@@ -73,18 +73,20 @@ WITH untold AS MATERIALIZED (
 ), noted AS (
     UPDATE {schema}.message m SET told = true FROM untold WHERE m.seq = untold.seq
 ), target AS MATERIALIZED (
-    SELECT w.id, coalesce(w.state = 'SUSPENDED' AND w.topics && t.topics, false) AS wakes
-    FROM {schema}.workflow w JOIN (SELECT workflow, array_agg(topic) AS topics FROM untold GROUP BY workflow) t ON t.workflow = w.id
-    WHERE w.finished_at IS NULL
-    ORDER BY w.id FOR NO KEY UPDATE OF w
+    SELECT workflow AS id, array_agg(topic) AS topics, clock_timestamp() AS at FROM untold GROUP BY workflow
+), several AS MATERIALIZED (
+    SELECT w.id FROM {schema}.workflow w JOIN target ON target.id = w.id
+    WHERE (SELECT count(*) FROM target) > 1 ORDER BY w.id FOR NO KEY UPDATE OF w
 ), woken AS (
     UPDATE {schema}.workflow w SET signal = w.signal + 1,
-        state = CASE WHEN target.wakes THEN 'ENQUEUED' ELSE w.state END,
-        published_at = CASE WHEN target.wakes THEN clock_timestamp() ELSE w.published_at END,
-        publish_at = CASE WHEN target.wakes THEN clock_timestamp() + make_interval(secs => %(republish_after)s)
-                     ELSE w.publish_at END
-    FROM target WHERE w.id = target.id
-    RETURNING w.id, w.published_at, w.attempt, target.wakes
+        state = CASE WHEN w.state = 'SUSPENDED' AND w.topics && target.topics THEN 'ENQUEUED' ELSE w.state END,
+        published_at = CASE WHEN w.state = 'SUSPENDED' AND w.topics && target.topics THEN target.at
+                       ELSE w.published_at END,
+        publish_at = CASE WHEN w.state = 'SUSPENDED' AND w.topics && target.topics
+                     THEN clock_timestamp() + make_interval(secs => %(republish_after)s) ELSE w.publish_at END
+    FROM target, (SELECT count(*) FROM several) AS locked
+    WHERE w.id = target.id AND w.finished_at IS NULL
+    RETURNING w.id, w.published_at, w.attempt, w.state = 'ENQUEUED' AND w.published_at = target.at AS wakes
 )
 SELECT (SELECT count(*) FROM untold), i.workflow, woken.published_at, woken.attempt, i.envelope, i.body, i.content_type,
     i.content_encoding

@@ -90,6 +90,14 @@ class Locks(Race):
         birth = Birth(fresh(), NAME, "celery", "{}", b"[]", "application/json", "utf-8", 3, 60.0, parent_id=self.id)
         return party.workflows.bear(self.fence, outcome(fresh(), b"null"), birth, patience=0)
 
+    def put(self, party: Party) -> None:
+        """A message of which nobody has told."""
+        party.connection.execute(
+            "INSERT INTO celery_durable.message (workflow, topic, idempotency_key, body, told)"
+            " VALUES (%s, '', %s, '', false)",
+            [self.id, fresh()],
+        )
+
     def meet(self, opened: Act, coming: Act) -> str:
         """Let a statement come while another one's transaction is open; both leave nothing behind."""
         self.b.connection.execute("BEGIN")
@@ -181,6 +189,36 @@ def test_cancels_in_opposite_orders_do_not_deadlock(locks: Locks) -> None:
         one = locks.blocked(locks.b, lambda: cancel(locks.b, first, second))
         other = locks.blocked(locks.c, lambda: cancel(locks.c, second, first))
     assert sorted([one.result(), other.result()]) == [[], [first, second]]
+
+
+@pytest.mark.parametrize("tells", ["send", "tell", "notify"])
+def test_many_that_tell_one_workflow_do_not_deadlock(locks: Locks, tells: str) -> None:
+    """While a step's transaction is open, any number of senders or ended children may tell its workflow at once."""
+    each, parties = 25, [locks.party() for _ in range(6)]
+    targets = [fresh() for _ in range(each * len(parties))]
+    if tells == "notify":
+        for target in targets:
+            locks.b.publish(target)
+        locks.a.awaits.register(locks.fence, targets, ["end"] * len(targets), patience=0)
+        locks.b.workflows.cancel(targets, verdict=VERDICT, patience=0)
+
+    def tell(party: Party, mine: list[str]) -> None:
+        for target in mine:
+            if tells == "send":
+                party.send(locks.id, b"1")
+            elif tells == "tell":
+                locks.put(party)
+                party.messages.tell(locks.id, 60, limit=1, patience=0)
+            else:
+                party.awaits.notify([target], 60, patience=0)
+
+    before = locks.row().signal
+    with locks.a.transaction(), ThreadPoolExecutor() as threads:
+        assert locks.a.save_slow(locks.fence)
+        shares = [targets[number :: len(parties)] for number in range(len(parties))]
+        for done in [threads.submit(tell, party, mine) for party, mine in zip(parties, shares, strict=True)]:
+            done.result()
+    assert locks.row().signal >= before + (len(targets) if tells != "tell" else 1)
 
 
 #: For each duty: what makes a workflow one for it, and the duty.
