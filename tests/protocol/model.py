@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
@@ -49,7 +49,16 @@ CHILDREN = (
 )  # fmt: skip
 BODIES = ("step", "try", "limited")
 
-fates = ("answered",) * 3 + ("open", "slow") + FATES
+#: How statements fare in an example: mostly well, or badly in one way.
+FATES_OF_EXAMPLES = {
+    "well": ("answered",) * 20 + FATES,
+    "mixed": ("answered",) * 6 + FATES,
+    "open": ("answered",) * 3 + ("open",) * 2 + FATES,
+    "slow": ("answered",) * 3 + ("slow",) * 2 + FATES,
+    "lost": ("answered",) * 3 + ("lost", "unsent") + FATES,
+}
+#: How much more, or less, often than usual something happens in an example.
+WHIMS = (0.1, 0.5, 1, 1, 3)
 workers = (0, 1)
 yes_or_no = (False, True)
 #: After a statement whose answer isn't needed, in its place.
@@ -126,6 +135,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Focus:
+    """What all examples of a machine are about; as it is, nothing in particular."""
+
+    #: How much more or less often something happens.
+    weights: Mapping[str, float] = field(default_factory=dict)
+    #: How statements fare.
+    fate: str = ""
+    #: What the workflow functions do.
+    programs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Event:
     """Something that can happen."""
 
@@ -152,6 +173,7 @@ class Protocol(RuleBasedStateMachine):
     """Two workers, two workflows, three steps each."""
 
     stage: ClassVar[Stage]
+    focus: ClassVar[Focus] = Focus()
     #: Counts all rules of all examples.
     steps: ClassVar[int] = 0
 
@@ -179,7 +201,12 @@ class Protocol(RuleBasedStateMachine):
     def begin(self, parent: tuple[str, ...], child: tuple[str, ...], late: bool, salt: int) -> None:
         """Choose the functions, and whether the parent has a deadline; start the parent."""
         self.salt = salt
-        self.programs = {PARENT: parent, CHILD: child}
+        chance = Random(salt)
+        self.fates = FATES_OF_EXAMPLES[self.focus.fate or chance.choice(list(FATES_OF_EXAMPLES))]
+        self.weights = {event.name: event.weight * chance.choice(WHIMS) for event in EVENTS}
+        for name, factor in self.focus.weights.items():
+            self.weights[name] *= factor
+        self.programs = {PARENT: self.focus.programs.get(PARENT, parent), CHILD: self.focus.programs.get(CHILD, child)}
         self.timeouts[PARENT] = 100.0 if late else None
         self.publish_one(PARENT, "answered")
         for worker in self.workers:
@@ -205,8 +232,10 @@ class Protocol(RuleBasedStateMachine):
         chance = Random(f"{self.salt}: {seed} for the {self.seeds[seed]}th time")
         self.seeds[seed] += 1
         possible = [event for event in EVENTS if event.when(self)]
-        (event,) = chance.choices(possible, [event.weight for event in possible])
-        drawn = {name: chance.choice(choices) for name, choices in event.choices.items()}
+        (event,) = chance.choices(possible, [self.weights[event.name] for event in possible])
+        drawn = {
+            name: chance.choice(self.fates if name == "fate" else choices) for name, choices in event.choices.items()
+        }
         note(f"{event.name} {drawn}")
         getattr(self, event.name)(chance=chance, **drawn)
 
@@ -333,7 +362,7 @@ class Protocol(RuleBasedStateMachine):
     @event(
         120,
         when=lambda self: self.free(),
-        fate=fates,
+        fate=FATES,
         ok=(True,) * 9 + (False,),
         dispatched=yes_or_no,
         tells=yes_or_no,
@@ -349,7 +378,7 @@ class Protocol(RuleBasedStateMachine):
 
     # Births
 
-    @event(3, workflow=IDS, fate=fates)
+    @event(3, workflow=IDS, fate=FATES)
     def publish(self, chance: Random, workflow: str, fate: str) -> None:
         """A start, perhaps of an id that is taken."""
         self.publish_one(workflow, fate)
@@ -386,7 +415,7 @@ class Protocol(RuleBasedStateMachine):
 
     # Claims
 
-    @event(30, when=lambda self: self.enqueued(), which=workers, fate=fates)
+    @event(30, when=lambda self: self.enqueued(), which=workers, fate=FATES)
     def claim(self, chance: Random, which: int, fate: str) -> None:
         """A message has come to a worker."""
         self.claim_for(self.workers[which], chance.choice(self.enqueued()), fate)
@@ -397,7 +426,7 @@ class Protocol(RuleBasedStateMachine):
             return []
         return [workflow for workflow, row in self.latest.workflows.items() if row.state == "ENQUEUED"]
 
-    @event(2, workflow=IDS, which=workers, fate=fates)
+    @event(2, workflow=IDS, which=workers, fate=FATES)
     def claim_in_vain(self, chance: Random, workflow: str, which: int, fate: str) -> None:
         """A message has come twice, or late."""
         self.claim_for(self.workers[which], workflow, fate)
@@ -488,7 +517,7 @@ class Protocol(RuleBasedStateMachine):
         run.tries[key] = run.tries.get(key, 0) + (run.announced != key or key.startswith("limited"))
         self.promises.bodies[value] = run
 
-    @event(8, when=lambda self: self.in_body(), fate=fates)
+    @event(8, when=lambda self: self.in_body(), fate=FATES)
     def checkpoint_slow(self, chance: Random, fate: str) -> None:
         """An atomic step has ended: the slow statement at once."""
         run = chance.choice(self.in_body())
@@ -524,7 +553,7 @@ class Protocol(RuleBasedStateMachine):
         locks = {run.workflow: Lock.KEY_SHARE}
         self.make_for(run, Statement(name, do, then, nothing, locks, things(f"{run.workflow}/{key}")), fate)
 
-    @event(8, when=lambda self: self.failing(), fate=fates, delay=(0.0, 60.0))
+    @event(8, when=lambda self: self.failing(), fate=FATES, delay=(0.0, 60.0))
     def fail(self, chance: Random, fate: str, delay: float) -> None:
         """A try has failed, and another one follows: at once, or after a suspension."""
         run = chance.choice(self.failing())
@@ -694,7 +723,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(40, when=lambda self: any(run.unsure is not None and run.runs for run in self.runs), fate=fates)
+    @event(40, when=lambda self: any(run.unsure is not None and run.runs for run in self.runs), fate=FATES)
     def repeat(self, chance: Random, fate: str) -> None:
         """Without an answer a statement is made again."""
         run = chance.choice([run for run in self.runs if run.unsure is not None and run.runs])
@@ -812,7 +841,7 @@ class Protocol(RuleBasedStateMachine):
         for state in ("SUCCESS", "FAILURE", "CANCELLED"):
             self.promises.delivered.add((run.workflow, run.born, run.fence.attempt, state))
 
-    @event(10, when=lambda self: any(worker.is_alive and worker.delivered for worker in self.workers), fate=fates)
+    @event(10, when=lambda self: any(worker.is_alive and worker.delivered for worker in self.workers), fate=FATES)
     def confirm(self, chance: Random, fate: str) -> None:
         """A node says what was delivered."""
         self.confirm_of(chance.choice([w for w in self.workers if w.is_alive and w.delivered]), fate)
@@ -832,7 +861,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(3, workflow=IDS, which=workers, fate=fates)
+    @event(3, workflow=IDS, which=workers, fate=FATES)
     def adopt(self, chance: Random, workflow: str, which: int, fate: str) -> None:
         """A worker takes over the delivery of an outcome."""
         self.adopt_by(self.workers[which], workflow, fate)
@@ -874,7 +903,7 @@ class Protocol(RuleBasedStateMachine):
         worker = self.workers[which]
         worker.collected = (worker.as_of, self.listed(worker))
 
-    @event(5, which=workers, fate=fates)
+    @event(5, which=workers, fate=FATES)
     def beat(self, chance: Random, which: int, fate: str) -> None:
         """A heartbeat, with the list that was collected for it."""
         self.beat_of(self.workers[which], fate)
@@ -899,7 +928,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(2, which=workers, trouble=("drain", "hand_over", "kill"), fate=fates)
+    @event(2, which=workers, trouble=("drain", "hand_over", "kill"), fate=FATES)
     def end_worker(self, chance: Random, which: int, trouble: str, fate: str) -> None:
         """A worker begins to shut down, ends cold, or dies; another one takes its place."""
         worker = self.workers[which]
@@ -935,7 +964,7 @@ class Protocol(RuleBasedStateMachine):
         if notices:
             run.worker.held.add(run.workflow)
 
-    @event(8, when=lambda self: any(worker.is_alive and worker.held for worker in self.workers), fate=fates)
+    @event(8, when=lambda self: any(worker.is_alive and worker.held for worker in self.workers), fate=FATES)
     def report_lost(self, chance: Random, fate: str) -> None:
         """A worker hands back what its dead process ran, unless another one runs it here by now."""
         worker = chance.choice([w for w in self.workers if w.is_alive and w.held])
@@ -950,7 +979,7 @@ class Protocol(RuleBasedStateMachine):
 
     # Others
 
-    @event(8, workflow=IDS, mark=tuple("abcd"), fate=fates)
+    @event(8, workflow=IDS, mark=tuple("abcd"), fate=FATES)
     def send(self, chance: Random, workflow: str, mark: str, fate: str) -> None:
         """A client's message, perhaps a doubled one."""
         self.send_one(workflow, mark, fate)
@@ -970,7 +999,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(2, workflow=IDS, mark=tuple("ef"), fate=fates)
+    @event(2, workflow=IDS, mark=tuple("ef"), fate=FATES)
     def put(self, chance: Random, workflow: str, mark: str, fate: str) -> None:
         """A message in a transaction of the caller's own."""
         letter = Letter(workflow, "", mark, Payload(body_of(workflow, mark)))
@@ -980,7 +1009,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(4, ids=((PARENT,), (CHILD,), IDS), fate=fates)
+    @event(4, ids=((PARENT,), (CHILD,), IDS), fate=FATES)
     def cancel(self, chance: Random, ids: tuple[str, ...], fate: str) -> None:
         """Workflows are cancelled, whatever they do."""
         self.cancel_all(sorted(ids), fate)
@@ -992,7 +1021,7 @@ class Protocol(RuleBasedStateMachine):
             fate,
         )  # fmt: skip
 
-    @event(12, when=lambda self: self.resumable(), fate=fates)
+    @event(12, when=lambda self: self.resumable(), fate=FATES)
     def resume(self, chance: Random, fate: str) -> None:
         """A workflow that has ended without success goes on."""
         workflow = chance.choice(self.resumable())
@@ -1008,7 +1037,7 @@ class Protocol(RuleBasedStateMachine):
 
     # Sweeps
 
-    @event(5, fate=fates)
+    @event(5, fate=FATES)
     def rescue_orphans(self, chance: Random, fate: str) -> None:
         """The rescue duty."""
         self.rescue(None, [], fate)
@@ -1033,7 +1062,7 @@ class Protocol(RuleBasedStateMachine):
         names = things(*(f"{workflow}/{kind}{n}" for workflow in IDS for n, kind in enumerate(self.programs[workflow])))
         self.make(Statement("rescue", do, then, nothing, locks, names, skips=True, is_bulk=True), fate)
 
-    @event(12, duty=("expire", "tell", "notify", "wake", "republish", "redispatch", "prune"), fate=fates)
+    @event(12, duty=("expire", "tell", "notify", "wake", "republish", "redispatch", "prune"), fate=FATES)
     def sweep(self, chance: Random, duty: str, fate: str) -> None:
         """One of the other duties."""
         self.sweep_one(duty, fate)
@@ -1182,7 +1211,9 @@ class Protocol(RuleBasedStateMachine):
             if self.sweep_fairly(last):
                 break
         else:
-            raise AssertionError(f"invariant 13: not at its end after many sweeps: {self.rows().workflows}")
+            raise AssertionError(
+                f"invariant 13: not at its end after many sweeps: {self.rows().workflows}; {self.stage}"
+            )
         self.promises.at_the_end(self.rows())
         for _ in range(3):
             self.age(RETENTION + 1, [last])
