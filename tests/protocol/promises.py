@@ -66,7 +66,7 @@ class Promises:
         if row is not None and row.token == run.token and row.state == "RUNNING":
             assert key not in rows.outcomes(run.workflow), f"invariant 5: {key} of {run.workflow} runs again"
         for other in self._machine.runs:
-            if other is not run and other.is_alive and other.body and other.workflow == run.workflow:
+            if other is not run and other.runs and other.body and other.workflow == run.workflow:
                 twice = other.body[0] == key and other.born == run.born and not other.is_suspected
                 assert not twice, f"invariant 6: two bodies of {key} of {run.workflow}, and nobody was suspected"
 
