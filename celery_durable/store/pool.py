@@ -33,6 +33,7 @@ _PASSING = frozenset({"08", "40", "53", "55", "57"})
 #: Those of them that aren't about what other transactions do.
 _GONE = frozenset({"08", "53"})
 SETTING = "durable_database_url"
+_NO_MEMORY = re.compile("out of memory|cannot allocate memory")
 _PORTS = re.compile(r"[\d,]*")
 _IN_NO_ADDRESS = re.compile(r"@|password\s*=", re.IGNORECASE)
 #: Seconds; a caller of delay() may wait for two of them.
@@ -442,8 +443,12 @@ def _passes(error: psycopg.Error) -> bool:
 
 
 def _check_memory(error: psycopg.Error) -> None:
-    """Raise MemoryError if this process has no memory for what is sent or received: it is no matter of patience."""
-    if error.sqlstate is None and "memory" in str(error):
+    """Raise MemoryError if this process has no memory for what is sent or received: it is no matter of patience.
+
+    Only libpq's text tells, whatever else may be in it: the names of hosts when it connects.
+    """
+    text = str(error)
+    if error.sqlstate is None and not text.startswith("connection ") and _NO_MEMORY.search(text):
         raise MemoryError(brief(error)) from error
 
 

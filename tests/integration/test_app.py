@@ -6,7 +6,9 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from celery import Celery, Task, shared_task
@@ -451,6 +453,14 @@ def test_an_unreachable_database_is_told_without_its_password() -> None:
         with pytest.raises(DatabaseUnavailable, match=r"127.0.0.1:1/database \(setting durable_database_url") as caught:
             call()
         assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["memory", "out of memory"])
+def test_a_host_whose_name_has_memory_in_it_is_unreachable_as_any_other(name: str, tmp_path: Path) -> None:
+    """Only a statement's error says that this process has none."""
+    app = new_app("shop", f"postgresql:///database?host={quote(str(tmp_path / name))}")
+    with pytest.raises(DatabaseUnavailable, match=name):
+        durable.get_workflow_status("w1", app=app)
 
 
 def test_an_unknown_state_is_an_error(shop: Celery) -> None:
