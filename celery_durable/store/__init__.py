@@ -6,6 +6,7 @@ from typing import Any
 
 from .awaits import Awaits
 from .checkpoints import Checkpoints, StepRecord
+from .connecting import Url, where
 from .events import Events
 from .host import IDENTITY, Host, HostTransaction, Place, PsycopgHost, identity
 from .markers import Markers
@@ -13,7 +14,7 @@ from .messages import Letter, Messages
 from .migrate import checker
 from .nodes import NodeFacts, Nodes
 from .outgoing import Listener, Outgoing
-from .pool import Connections, Database, Url, lent, pooled, single, where
+from .pool import Connections, Database, lent, pooled, single
 from .transaction import Conflict
 from .workflows import Birth, Fork, Workflows
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from ..exceptions import SchemaVersionError
-from .pool import bare, unavailable, where
+from .connecting import bare, unavailable, where
 from .queries import in_schema
 from .transaction import Connection
 

@@ -9,8 +9,9 @@ import psycopg
 from psycopg import sql
 
 from ..exceptions import ConfigurationError, WorkflowConflict
+from .connecting import Url, bare, unavailable, where
 from .host import MISSING, NO_LOCK, UNIQUE, Host, sqlstate_of
-from .pool import Connections, Url, bare, single, unavailable, where
+from .pool import Connections, single
 from .queries import Query
 from .transaction import Connection, Row, brief
 

@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from psycopg import conninfo, errors
+from psycopg import errors
 from psycopg.pq import TransactionStatus
 
-from ..exceptions import ConfigurationError, DatabaseUnavailable, DurableError, SerializationError
+from ..exceptions import SerializationError
+from .connecting import PREPARED_AFTER, Url, bare, connector, unavailable, where
 from .queries import Query
 from .shield import deferred_signals
 from .transaction import CONFLICTS, Conflict, Connection, Row, Transaction, brief
@@ -32,43 +33,14 @@ TRANSIENT = (psycopg.OperationalError, errors.ReadOnlySqlTransaction)
 _PASSING = frozenset({"08", "40", "53", "55", "57"})
 #: Those of them that aren't about what other transactions do.
 _GONE = frozenset({"08", "53"})
-SETTING = "durable_database_url"
-_NO_MEMORY = re.compile("out of memory|cannot allocate memory")
-_PORTS = re.compile(r"[\d,]*")
-_IN_NO_ADDRESS = re.compile(r"@|password\s*=", re.IGNORECASE)
-#: Seconds; a caller of delay() may wait for two of them.
-_LONGEST_CONNECT = _LONGEST_LOCK = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-#: Uses of a statement after which psycopg prepares it.
-_PREPARED_AFTER = 5
+_NO_MEMORY = re.compile("out of memory|cannot allocate memory")
 #: A try that has taken longer than the first of these seconds isn't made again for the second.
 _LONG_TRY, _SILENCE = 1.0, 1.0
-
-#: The rules of the protocol are made for it.
-_ISOLATION = "read committed"
-
-#: Nothing is set if the session isn't ours alone: behind a pooler it would be set for others. What a role is allowed by
-#: default isn't meant for our statements: each is short or a batch, none waits for a lock for ever, and all are made
-#: again.
-_OURS = """
-SELECT pid, CASE WHEN pid = %(pid)s THEN set_config('default_transaction_isolation', %(isolation)s, false)
-    || set_config('statement_timeout', '0', false) || set_config('lock_timeout', %(lock_timeout)s, false) END
-FROM pg_backend_pid() AS pid"""
-#: In a session that is lent to the app's own code, its own limits hold.
-_LENT = """
-SELECT pid, CASE WHEN pid = %(pid)s THEN set_config('default_transaction_isolation', %(isolation)s, false) END
-FROM pg_backend_pid() AS pid"""
 
 T = TypeVar("T")
 
 Statement = tuple[Query, Mapping[str, Any]]
-
-#: Says where the database is now: of a Django alias that isn't known before its tests have made their own.
-Url = Callable[[], str]
-
-
-class Unfit(psycopg.OperationalError):
-    """A connection that was made, and can't be used as the settings have it: nothing is lost, but somebody must act."""
 
 
 class Connections(Protocol):
@@ -334,7 +306,7 @@ class Lent(PerProcess):
             with deferred_signals():
                 connection.execute("DISCARD ALL")
         tidied = psycopg.Connection[Row](connection.pgconn)
-        tidied.autocommit, tidied.prepare_threshold = True, _PREPARED_AFTER if self._discard else None
+        tidied.autocommit, tidied.prepare_threshold = True, PREPARED_AFTER if self._discard else None
         del connection.pgconn
         return tidied
 
@@ -367,7 +339,7 @@ class Single:
 
 def pooled(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> PerProcess:
     """Return the connections of tasks and callers; at most ``max_size`` a process."""
-    return PerProcess(url, _connector(url, _OURS, lease=lease, pgbouncer=pgbouncer), max_size)
+    return PerProcess(url, connector(url, "ours", lease=lease, pgbouncer=pgbouncer), max_size)
 
 
 def lent(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> Lent:
@@ -375,66 +347,12 @@ def lent(url: Url, *, lease: float, pgbouncer: bool, max_size: int = 32) -> Lent
 
     Behind pgbouncer a session isn't ours to tidy up: what a step sets there it must set with SET LOCAL.
     """
-    return Lent(url, _connector(url, _LENT, lease=lease, pgbouncer=pgbouncer), max_size, discard=not pgbouncer)
+    return Lent(url, connector(url, "lent", lease=lease, pgbouncer=pgbouncer), max_size, discard=not pgbouncer)
 
 
 def single(url: Url, *, lease: float, pgbouncer: bool) -> Single:
     """Return the connection of the node thread: it must notice within a third of the lease that it is dead."""
-    return Single(_connector(url, _OURS, lease=lease / 3, pgbouncer=pgbouncer))
-
-
-def _connector(url: Url, session: str, *, lease: float, pgbouncer: bool) -> Callable[[], Connection]:
-    def connect() -> Connection:
-        place = url()
-        connection = _connected(place, **_connect_kwargs(place, lease=lease, pgbouncer=pgbouncer))
-        try:
-            if pgbouncer:
-                _check_isolation(connection)
-            else:
-                _make_ours(connection, session, where(place), lease)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    return connect
-
-
-def where(url: str) -> str:
-    """Return host, port and database of a connection URL, without user and password.
-
-    Raises ConfigurationError if the URL can't be one.
-    """
-    if not url:
-        raise ConfigurationError(
-            f"There is no {SETTING}: pass durable.install(app, database_url='postgresql://user@host/database')."
-        )
-    place = _place(url)
-    if place is None:
-        # Neither the URL nor the parser's complaint is shown: both may hold the password.
-        raise ConfigurationError(
-            f"{SETTING} isn't a Postgres connection URL; it should read like "
-            "postgresql://user@host:5432/database (without a driver such as +psycopg in the scheme, "
-            "and with %40 for an @ and %2F for a / in the password)."
-        )
-    return place
-
-
-def _place(url: str) -> str | None:
-    try:
-        facts = conninfo.conninfo_to_dict(url)
-    except (psycopg.Error, UnicodeError):
-        return None
-    address = _address(facts)
-    # A password with an unquoted @ or / is taken for a part of the host, port or database.
-    is_one = _PORTS.fullmatch(str(facts.get("port") or "")) and not _IN_NO_ADDRESS.search(address)
-    return address if is_one else None
-
-
-def _address(facts: Mapping[str, Any]) -> str:
-    host = facts.get("host") or facts.get("hostaddr") or "the local socket"
-    port = f":{facts['port']}" if facts.get("port") else ""
-    return f"{host}{port}/{facts.get('dbname') or ''}"
+    return Single(connector(url, "ours", lease=lease / 3, pgbouncer=pgbouncer))
 
 
 def _passes(error: psycopg.Error) -> bool:
@@ -455,33 +373,6 @@ def _check_memory(error: psycopg.Error) -> None:
 def _is_gone(error: psycopg.Error) -> bool:
     """Tell whether the next statement will most likely meet the same: there is no connection, no room, no writing."""
     return error.sqlstate is None or error.sqlstate[:2] in _GONE or isinstance(error, errors.ReadOnlySqlTransaction)
-
-
-def unavailable(place: str, error: Exception) -> DurableError:
-    """Return the error that says where no Postgres answers, and why; what has to be set, if that is the reason."""
-    if isinstance(error, Unfit):
-        return ConfigurationError(str(error))
-    return DatabaseUnavailable(f"Postgres can't be reached at {place} (setting {SETTING}): {brief(error)}")
-
-
-def bare(error: Exception) -> Exception:
-    """Return an error without the frames in which it was raised: their variables hold the password."""
-    error.__context__ = None
-    return error.with_traceback(None)
-
-
-def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any]:
-    ours: dict[str, Any] = {
-        "connect_timeout": max(2, min(_LONGEST_CONNECT, int(lease))),
-        "keepalives_idle": max(1, int(lease)),
-        "keepalives_interval": max(1, int(lease / 3)),
-        "keepalives_count": 3,
-        "tcp_user_timeout": int(lease * 1000),
-        "application_name": "celery_durable",
-    }
-    theirs = conninfo.conninfo_to_dict(url)
-    kwargs = {name: value for name, value in ours.items() if name not in theirs}
-    return {**kwargs, "autocommit": True, "prepare_threshold": None if pgbouncer else _PREPARED_AFTER}
 
 
 def _rows(cursor: psycopg.Cursor[Row]) -> list[Row]:
@@ -524,37 +415,6 @@ def _pipeline(connection: Connection, *, apart: bool) -> Iterator[Callable[..., 
             return connection.execute(text, params, prepare=True)
 
         yield execute
-
-
-def _connected(place: str, **kwargs: Any) -> Connection:
-    """Connect; a process that has no room for one more file most likely has it later."""
-    try:
-        return psycopg.connect(place, **kwargs)
-    except OSError as error:
-        raise psycopg.OperationalError(brief(error)) from error
-
-
-def _make_ours(connection: Connection, session: str, place: str, lease: float) -> None:
-    """Set what our statements need; raise Unfit if a pooler gives each of them another session."""
-    lock_timeout = f"{min(_LONGEST_LOCK, lease) * 1000:.0f}"
-    mine = connection.info.backend_pid
-    values = {"pid": mine, "isolation": _ISOLATION, "lock_timeout": lock_timeout}
-    row = connection.execute(session.encode(), values, prepare=False).fetchone()
-    if row is None or row[0] != mine:
-        raise Unfit(
-            f"Between here and Postgres at {place} is a connection pooler such as pgbouncer: set "
-            "durable_pgbouncer = True, or let durable_database_url lead to Postgres itself."
-        )
-
-
-def _check_isolation(connection: Connection) -> None:
-    """Raise Unfit if statements run otherwise than the protocol needs it; a pooled session isn't ours to set."""
-    row = connection.execute("SHOW default_transaction_isolation").fetchone()
-    if row != (_ISOLATION,):
-        raise Unfit(
-            f"The default_transaction_isolation is {row and row[0]!r}, which can't be set for one session behind "
-            f"pgbouncer: ALTER ROLE \"{connection.info.user}\" SET default_transaction_isolation = 'read committed'."
-        )
 
 
 _prepared: weakref.WeakKeyDictionary[Connection, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()

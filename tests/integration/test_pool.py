@@ -18,8 +18,8 @@ import celery_durable as durable
 from celery_durable.exceptions import ConfigurationError, DatabaseUnavailable, SerializationError
 from celery_durable.installation import installed_on
 from celery_durable.store import Store
+from celery_durable.store.connecting import where
 from celery_durable.store.migrate import migrate
-from celery_durable.store.pool import where
 from celery_durable.store.queries import Query
 from celery_durable.testing.servers import EmbeddedPostgres
 from tests.fixtures.fix_postgres import Sql
