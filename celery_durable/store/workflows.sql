@@ -139,8 +139,18 @@ FROM waiting WHERE w.id = waiting.id
 -- statement's own snapshot saw, so that every earlier attempt's checkpoints are in it. The same token again
 -- (the answer was lost) gets the same attempt, also while the first one is still on its way. A node that is
 -- silent itself gets nothing, nor does a message from before Celery's last retry of the workflow.
+-- One that was resumed belongs to its last owner until that has released it. If that is gone, this statement only takes
+-- it away, and waits for a checkpoint of it that is on its way; the next claim, whose snapshot has that, gets it.
 WITH seen AS MATERIALIZED (
     SELECT attempt FROM {schema}.workflow WHERE id = %(id)s
+), orphaned AS (
+    SELECT w.id FROM {schema}.workflow w
+    WHERE w.id = %(id)s AND w.state = 'ENQUEUED' AND w.node IS NOT NULL
+    AND NOT EXISTS (SELECT FROM {schema}.node o WHERE o.id = w.node AND o.seen > clock_timestamp() - o.lease
+                    AND (w.claimed_at < o.as_of AND w.id <> ALL (o.active)) IS NOT TRUE)
+    FOR UPDATE
+), freed AS (
+    UPDATE {schema}.workflow w SET node = NULL, token = NULL FROM orphaned WHERE w.id = orphaned.id
 ), run AS (
     UPDATE {schema}.workflow w
     SET state = 'RUNNING', attempt = w.attempt + (w.state = 'ENQUEUED')::int, token = %(token)s, node = %(node)s,
@@ -150,9 +160,7 @@ WITH seen AS MATERIALIZED (
         deadline = CASE WHEN w.started_at IS NULL THEN least(w.deadline, clock_timestamp() + w.timeout) ELSE w.deadline END
     WHERE w.id = %(id)s AND w.name = %(name)s
     AND (w.state = 'RUNNING' AND w.token = %(token)s
-         OR w.state = 'ENQUEUED' AND w.attempt = (SELECT attempt FROM seen)
-         AND NOT EXISTS (SELECT FROM {schema}.node o WHERE o.id = w.node AND o.seen > clock_timestamp() - o.lease
-                         AND (w.claimed_at < o.as_of AND w.id <> ALL (o.active)) IS NOT TRUE)
+         OR w.state = 'ENQUEUED' AND w.node IS NULL AND w.attempt = (SELECT attempt FROM seen)
          AND w.retries = %(retries)s AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
          AND EXISTS (SELECT FROM {schema}.node n WHERE n.id = %(node)s AND NOT n.draining
                      AND n.seen > clock_timestamp() - n.lease))

@@ -282,6 +282,21 @@ def test_a_resumed_workflow_waits_for_its_runner(race: Race) -> None:
     assert race.b.claim(race.id) is not None
 
 
+def test_a_claim_after_a_dead_runner_has_its_last_checkpoint(race: Race) -> None:
+    """Of a resumed workflow whose runner is taken for dead, the checkpoint that is on its way is waited for."""
+    fence = race.claimed()
+    race.sql.execute("UPDATE celery_durable.workflow SET state = 'ENQUEUED', publish_at = clock_timestamp()")
+    race.sql.execute("UPDATE celery_durable.node SET seen = seen - interval '1 hour' WHERE id = %s", race.a.node)
+    with race.a.transaction():
+        assert race.a.save_slow(fence).state == "ENQUEUED"
+        too_early = race.blocked(race.b, lambda: race.b.claim(race.id))
+    assert too_early.result() is None
+    claim = race.b.claim(race.id)
+    assert claim is not None
+    assert claim.history["one"].payload.data == b"1"
+    assert race.a.save_slow(fence, b"2", "two") is None
+
+
 def test_racing_attempts_run_each_body_once(race: Race) -> None:
     """Workers that all want one workflow, and hand it over after each step, run no body twice and none at once."""
     keys = [f"step{number}" for number in range(25)]

@@ -332,12 +332,15 @@ def test_a_late_workflow_is_not_claimed(rig: Rig) -> None:
 
 
 def test_a_row_that_still_has_a_runner_is_not_claimed(rig: Rig) -> None:
-    """At most one body at a time: only when that runner's node is silent can another one have it."""
+    """At most one body at a time: only when that runner's node is silent is it taken away, and can be had."""
     rig.start()
     owner = rig.node()
     rig.update("w1", "node = %s", owner)
     assert rig.claim("w1", rig.node()) is None
+    assert rig.row().node == owner
     rig.silence(owner)
+    assert rig.claim("w1", rig.node()) is None
+    assert rig.row().node is None
     assert rig.claim("w1", rig.node()) is not None
 
 

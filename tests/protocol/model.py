@@ -439,6 +439,10 @@ class Protocol(RuleBasedStateMachine):
             run.over = "refused"  # a confirmation takes less time than a resume, its message and a cancel together
             return run
 
+        seen = self.rows().workflows.get(workflow)
+        # What a resumed workflow's last owner has on its way is waited for, if that owner is gone.
+        lock = Lock.NO_KEY if seen is None or seen.node is None else Lock.UPDATE
+
         def then(claim: Any) -> None:
             if claim is None:
                 run.over = "refused"
@@ -461,7 +465,7 @@ class Protocol(RuleBasedStateMachine):
             Statement(
                 "claim",
                 lambda party: party.workflows.claim(workflow, name, run.token, worker.node, retries=0, patience=0),
-                then, nothing, {workflow: Lock.NO_KEY},
+                then, nothing, {workflow: lock},
             ),
             fate,
         )  # fmt: skip

@@ -53,9 +53,6 @@ WORKFLOWS, CHECKPOINTS, MESSAGES = "workflows.sql", "checkpoints.sql", "messages
 WITNESS = """EXISTS (SELECT FROM {schema}.node v WHERE v.unbroken < clock_timestamp() - v.lease
                     AND v.seen > clock_timestamp() - v.lease / 2)
         AND NOT EXISTS (SELECT FROM {schema}.checkpoint"""
-OWNER_LIVES = """AND NOT EXISTS (SELECT FROM {schema}.node o \
-WHERE o.id = w.node AND o.seen > clock_timestamp() - o.lease
-                         AND (w.claimed_at < o.as_of AND w.id <> ALL (o.active)) IS NOT TRUE)"""
 ARRIVED = """OR EXISTS (
         SELECT FROM unnest(%(topics)s::text[]) AS t (topic), {schema}.message m
         WHERE m.workflow = %(id)s AND m.topic = t.topic AND m.taken_by IS NULL)"""
@@ -69,7 +66,7 @@ WAITERS = {PARENT: RECEIVES, CHILD: RECEIVES}
 
 MUTATIONS = [
     Mutation(
-        "claim beside a living owner", WORKFLOWS, "claim", OWNER_LIVES, "",
+        "claim beside a living owner", WORKFLOWS, "claim", "AND w.node IS NULL AND w.attempt", "AND w.attempt",
         Focus(QUIET | {"cancel": 8.0, "resume": 3.0, "lose_process": 0.2}),
         is_quick=True,
     ),
