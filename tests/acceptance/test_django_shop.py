@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from tests.fixtures.browser import Browser
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.pages import CHECKOUT
+from tests.fixtures.servers import free_port
 from tests.fixtures.site import FAST
 from tests.fixtures.workers import Worker, Workers
 
@@ -63,7 +63,7 @@ class Shop:
 
     def __init__(self, env: dict[str, str], workers: Workers, sql: Sql, mails: Path) -> None:
         self.sql = sql
-        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.url = f"http://127.0.0.1:{free_port()}"
         self._env = {**os.environ, **env}
         self._workers = workers
         self._mails = mails
@@ -225,9 +225,3 @@ def act(browser: Browser, key: str, action: str) -> None:
     browser.click(f"input[name=_selected_action][value='{key}']")
     browser.choose("select[name=action]", action)
     browser.click(".actions button")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

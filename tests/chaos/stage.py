@@ -154,9 +154,8 @@ class Stage:
     def ends(self, worker: Worker, seconds: float) -> bool:
         """Wait until a worker has ended by itself; else kill it, with its stacks in its log.
 
-        That is a complaint, but for two faults of Celery's own with RabbitMQ: the handler of a cold shutdown waits for
-        py-amqp's lock, which the code that it has interrupted may hold; and a green pool waits for its remote control,
-        which has ended with the connection.
+        That is a complaint, but not with RabbitMQ: there Celery's handler of a cold shutdown may wait for py-amqp's lock,
+        which the code that it has interrupted holds, and green workers whose broker was restarted were seen to hang.
         """
         if _has_ended(worker, seconds):
             return True
