@@ -154,8 +154,9 @@ class Stage:
     def ends(self, worker: Worker, seconds: float) -> bool:
         """Wait until a worker has ended by itself; else kill it, with its stacks in its log.
 
-        That is a complaint, but not with RabbitMQ: there Celery's handler of a cold shutdown may wait for py-amqp's lock,
-        which the code that it has interrupted holds, and green workers whose broker was restarted were seen to hang.
+        That is a complaint, but not with RabbitMQ: there Celery's handler of a cold shutdown may wait for a lock of
+        py-amqp's, which the code that it has interrupted holds, and green workers were seen to hang after the broker
+        was restarted.
         """
         if _has_ended(worker, seconds):
             return True
