@@ -154,19 +154,21 @@ class Stage:
     def ends(self, worker: Worker, seconds: float) -> bool:
         """Wait until a worker has ended by itself; else kill it, with its stacks in its log.
 
-        That is a complaint, but not with RabbitMQ: there Celery's handler of a cold shutdown may wait for a lock of
-        py-amqp's, which the code that it has interrupted holds, and green workers were seen to hang after the broker
-        was restarted.
+        That is a complaint; with RabbitMQ only if it hangs in our code. There Celery's handler of a cold shutdown may wait
+        for a lock of py-amqp's, which the code that it has interrupted holds, and green workers were seen to hang after
+        the broker was restarted.
         """
         if _has_ended(worker, seconds):
             return True
-        if self.is_redis:
-            self.complaints.append(f"{worker.hostname} didn't end in {seconds:g} s after it was told to")
+        told = len(worker.log)
         for process in (*worker.children(), psutil.Process(worker.pid)):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGABRT)
         _has_ended(worker, 2)
         worker.kill()
+        lines = hangs_in(worker.log[told:])
+        if self.is_redis or lines:
+            self.complaints.append(f"{worker.hostname} didn't end in {seconds:g} s after it was told to: {lines[:3]}")
         return False
 
     def close(self) -> None:
@@ -218,6 +220,12 @@ def _posts() -> list[Post]:
         Post("threads", "threads", 4, behind_proxy=True),
         Post("green", "gevent", 8),
     ]
+
+
+def hangs_in(stacks: str) -> list[str]:
+    """The lines of stacks that are in celery_durable, but for its threads that only wait for their next turn."""
+    lines = [line.strip() for line in stacks.splitlines()]
+    return [line for line in lines if "/celery_durable/" in line and "/celery_durable/native.py" not in line]
 
 
 def _has_ended(worker: Worker, seconds: float) -> bool:

@@ -11,6 +11,7 @@ from tests.chaos.checker import Evidence, Outcome, Row, findings
 from tests.chaos.faults import Fault
 from tests.chaos.ledger import Entry
 from tests.chaos.load import Started
+from tests.chaos.stage import hangs_in
 
 A, B, C, D = (letter * 32 for letter in "abcd")
 WORK = "tests.chaos.app.work"
@@ -148,3 +149,12 @@ def test_a_body_that_begins_late_in_a_process_that_stood_still_is_excused() -> N
     late = [*evidence().entries, entry("begin", WORK, C, 9.0, pid=7)]
     pause = Fault("worker paused", 1.0, 8.9, frozenset([7]))
     assert list(findings(evidence(entries=late, faults=[pause]))) == []
+
+
+def test_a_worker_that_hangs_in_our_code_is_told_from_one_that_hangs_in_celerys() -> None:
+    """Threads of the node that wait for their next turn are in every stack, and hold nothing up."""
+    idle = (
+        '  File "/app/celery_durable/native.py", line 79 in wait\n  File "/lib/billiard/pool.py", line 1733 in join\n'
+    )
+    assert hangs_in(idle) == []
+    assert hangs_in(idle + '  File "/app/celery_durable/node.py", line 211 in _hand_over\n') != []
