@@ -154,9 +154,9 @@ class Stage:
     def ends(self, worker: Worker, seconds: float) -> bool:
         """Wait until a worker has ended by itself; else kill it, with its stacks in its log.
 
-        That is a complaint; with RabbitMQ only if it hangs in our code. There Celery's handler of a cold shutdown may wait
-        for a lock of py-amqp's, which the code that it has interrupted holds, and green workers were seen to hang after
-        the broker was restarted.
+        That is a complaint; with RabbitMQ only if it hangs in our code. There Celery's handler of a cold shutdown may
+        wait for a lock of py-amqp's, which the code that it has interrupted holds, and green workers were seen to hang
+        after the broker was restarted.
         """
         if _has_ended(worker, seconds):
             return True
