@@ -1,5 +1,5 @@
 -- name: ours
--- A session for our own statements, made for READ COMMITTED. What a role is allowed by default isn't meant for them: each
+-- A session for our own statements. What a role is allowed by default isn't meant for them: each
 -- is short or a batch, none waits for a lock for ever, and all are made again. Nothing is set if the session isn't ours
 -- alone: behind a pooler it would be set for others.
 SELECT pid, CASE WHEN pid = %(pid)s THEN set_config('default_transaction_isolation', %(isolation)s, false)
