@@ -1,0 +1,352 @@
+"""What the page of one workflow says, made of what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from functools import cached_property
+from typing import Any
+
+from .. import states
+from ..client import Omitted, StepInfo, WorkflowStatus
+from ..text import summary
+from ..timeline import Lane, timeline
+from . import shown
+from .drawing import Picture, Row, draw
+from .reads import MOST_CHILDREN, Seen
+
+#: Lanes of the picture, and steps below it, of which the first and the last are shown.
+MOST_LANES = 500
+#: Characters of all values of a page together, and the least of one value.
+_MOST_OF_ALL = 500_000
+_LEAST = 500
+_LEGEND = {
+    "try-success": "a try that succeeded",
+    "try-failure": "a try that failed",
+    "try-retry": "a try that failed and is tried again",
+    "try-running": "a try that runs",
+    "running": "a worker has it",
+    "wait": "a wait: sleep, message, event, child, or between two tries",
+    "suspended": "suspended: no worker has it",
+    "queued": "enqueued",
+    "crash": "a worker died",
+    "hand-over": "handed over at a shutdown",
+    "fold": "nothing ran: drawn short",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Where a page leads to; None: Flower doesn't know it."""
+
+    workflow: Callable[[str], str]
+    #: The same page with the steps of these children.
+    unfolded: Callable[[Collection[str]], str]
+    task: Callable[[str], str | None]
+    worker: Callable[[str | None], str | None]
+    listed: Callable[..., str]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What stands before a lane."""
+
+    text: str
+    title: str
+    depth: int
+    state: str
+    lasted: str
+    url: str | None
+    toggle: str | None
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TriedError:
+    """A failed try."""
+
+    title: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepShown:
+    """A step below the picture."""
+
+    key: str
+    anchor: str
+    state: str
+    brief: str
+    tried: str
+    lasted: str
+    when: str
+    links: list[tuple[str, str]]
+    value: str | None
+    errors: list[TriedError]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageShown:
+    """A message that was sent to the workflow."""
+
+    sent: str
+    topic: str
+    text: str
+    taken_by: str
+    idempotency_key: str
+
+
+class Story:
+    """One workflow as its page tells it."""
+
+    def __init__(self, seen: Seen, opened: Collection[str], links: Links, zone: tzinfo) -> None:
+        self.seen = seen
+        self.status = seen.status
+        self.attempts = seen.attempts
+        self.opened = set(opened)
+        self.links = links
+        self.zone = zone
+        self.is_live = seen.status.state in states.LIVE
+        self.can_resume = seen.status.state in states.FINAL - {states.SUCCESS}
+        self.lanes = timeline(seen.status, seen.attempts, seen.steps, seen.now)
+
+    # Facts
+
+    @cached_property
+    def facts(self) -> list[tuple[str, str, str | None]]:
+        """Return name, text and link of what is known of it."""
+        status, links = self.status, self.links
+        found = [
+            ("Waits for", status.waiting_for, None),
+            ("Worker", status.worker, links.worker(status.worker)),
+            ("Queue", status.queue, None),
+            ("Attempts", str(status.attempt), None),
+            ("Crashes since the last new checkpoint", str(status.crashes) if status.crashes else None, None),
+            ("Created", self.moment(status.created_at), None),
+            ("Started", self.moment(status.started_at), None),
+            ("Finished", self.moment(status.finished_at), None),
+            ("Wakes", self.moment(status.wake_at), None),
+            ("Deadline", self.moment(status.deadline), None),
+            ("Parent", status.parent_id, status.parent_id and links.workflow(status.parent_id)),
+            ("Root", status.root_id, status.root_id and links.workflow(status.root_id)),
+            ("Forked from", status.forked_from, status.forked_from and links.workflow(status.forked_from)),
+            ("Children", self.count_of_children, links.listed(parent_id=status.id)),
+            ("Outcome", "not delivered by Celery yet" if status.dispatched is False else None, None),
+            ("In Flower", "as a task" if links.task(status.id) else None, links.task(status.id)),
+        ]
+        return [(name, text, url) for name, text, url in found if text]
+
+    @property
+    def count_of_children(self) -> str | None:
+        """Return how many were seen."""
+        count = len(self.seen.children)
+        return (f"{count}" if count < MOST_CHILDREN else f"{count}+") if count else None
+
+    @property
+    def lasted(self) -> str:
+        """Return how long it has been from its creation on."""
+        return shown.between(self.lanes.start, self.lanes.end)
+
+    # Values
+
+    @cached_property
+    def arguments(self) -> str:
+        """Return how it was called."""
+        args, kwargs = self.status.args, self.status.kwargs
+        if isinstance(args, Omitted) or isinstance(kwargs, Omitted):
+            return _too_large(args if isinstance(args, Omitted) else kwargs)
+        if args is None:
+            return "They can't be read here: Flower's app lacks their serializer, or doesn't accept it."
+        named = (f"{name}={shown.value(value)}" for name, value in (kwargs or {}).items())
+        return shown.printable(",\n".join([*map(shown.value, args), *named]), shown.MOST) or "none"
+
+    @cached_property
+    def outcome(self) -> str | None:
+        """Return what it has returned or raised."""
+        status = self.status
+        if status.error is not None:
+            return _error_text(status.error)
+        if status.state != states.SUCCESS:
+            return None
+        return _too_large(status.result) if isinstance(status.result, Omitted) else shown.value(status.result)
+
+    @cached_property
+    def most(self) -> int:
+        """Return how many characters of each value there is room for."""
+        count = sum(1 + len(step.errors) for step in self.seen.steps) + len(self.seen.messages) + len(self.seen.events)
+        return max(_LEAST, min(shown.MOST, _MOST_OF_ALL // max(1, count)))
+
+    # Steps
+
+    @property
+    def count_of_steps(self) -> str:
+        """Return how many there are."""
+        return f"{len(self.seen.steps):,}"
+
+    @cached_property
+    def steps(self) -> list[StepShown]:
+        """Return its steps; of very many the first and the last."""
+        return [self.step(number, step) for number, step in _ends(list(enumerate(self.seen.steps)))]
+
+    def step(self, number: int, step: StepInfo) -> StepShown:
+        """Return a step."""
+        omitted = isinstance(step.output, Omitted)
+        value = None
+        if step.state == "SUCCESS" and step.error is None:
+            value = _too_large(step.output) if omitted else shown.value(step.output, self.most)
+        errors = list(self.errors(step))
+        brief = errors[-1].brief if errors else value or ""
+        return StepShown(
+            key=step.key,
+            anchor=f"step-{number}",
+            state=step.state,
+            brief=shown.printable(" ".join(brief[:400].split()), 120),
+            tried=f"{step.tries} tries" if step.tries > 1 else "",
+            lasted=shown.between(step.started_at, step.finished_at),
+            when=self.when(step),
+            links=self.step_links(step),
+            value=value,
+            errors=[each.shown for each in errors],
+        )
+
+    def when(self, step: StepInfo) -> str:
+        """Return when a step was run, in which attempt, and when its next try is due."""
+        parts = [self.moment(step.started_at), f"attempt {step.attempt}"]
+        if step.finished_at is not None:
+            parts[0] += f" – {self.moment(step.finished_at)}"
+        elif step.wake_at is not None:
+            parts.append(f"due {self.moment(step.wake_at)}")
+        return " · ".join(parts)
+
+    def step_links(self, step: StepInfo) -> list[tuple[str, str]]:
+        """Return where a step leads to."""
+        if step.child_id is None:
+            return []
+        return [(f"workflow {step.child_id}", self.links.workflow(step.child_id))]
+
+    def errors(self, step: StepInfo) -> Iterator[_Told]:
+        """Return the errors of its tries, and that of a result that can't be read."""
+        for number, each in enumerate(step.errors, 1):
+            at = f" · {self.moment(each.at)}" if each.at is not None else ""
+            text = f"{each.type}: {each.message}"
+            shown_error = TriedError(
+                f"Try {number}{at} · {each.type}",
+                shown.printable(each.message, self.most),
+                shown.printable(each.traceback, self.most),
+            )
+            yield _Told(text, shown_error)
+        if step.error is not None and not step.errors:
+            text = summary(step.error)
+            yield _Told(text, TriedError("Its outcome", shown.printable(text, self.most), ""))
+
+    # Messages and events
+
+    @cached_property
+    def messages(self) -> list[MessageShown]:
+        """Return what was sent to it."""
+        return [
+            MessageShown(
+                sent=self.moment(each.sent_at),
+                topic=each.topic or "",
+                text=_too_large(each.message) if isinstance(each.message, Omitted) else shown.value(each.message, self.most),
+                taken_by=each.taken_by or "nobody yet",
+                idempotency_key=each.idempotency_key,
+            )
+            for each in self.seen.messages
+        ]
+
+    @cached_property
+    def events(self) -> list[tuple[str, str]]:
+        """Return what it has published."""
+        return [
+            (key, _too_large(value) if isinstance(value, Omitted) else shown.value(value, self.most))
+            for key, value in self.seen.events.items()
+        ]
+
+    # The picture
+
+    @cached_property
+    def rows(self) -> list[tuple[Row, Label]]:
+        """Return all lanes: its own, and those of the children that are opened."""
+        first, *others = self.lanes.lanes
+        return [(Row(first, 0), self.label(first, 0, self.status, None)), *self.step_rows(self.seen, others, 1)]
+
+    def step_rows(self, seen: Seen, lanes: Sequence[Lane], depth: int) -> Iterator[tuple[Row, Label]]:
+        for number, lane in enumerate(lanes):
+            child = seen.children.get(lane.child_id or "")
+            anchor = f"#step-{number}" if seen is self.seen else None
+            if child is None:
+                url = self.links.workflow(lane.child_id) if lane.child_id else anchor
+                yield Row(lane, depth), self.label(lane, depth, None, url)
+                continue
+            own, *steps = timeline(child.status, child.attempts, child.steps, child.now).lanes
+            nested = Lane(lane.key, lane.name, child.status.state, lane.child_id, (*lane.bars, *own.bars))
+            yield Row(nested, depth), self.label(nested, depth, child.status, self.links.workflow(child.status.id))
+            if child.status.id in self.opened:
+                yield from self.step_rows(child, steps, depth + 1)
+
+    def label(self, lane: Lane, depth: int, status: WorkflowStatus | None, url: str | None) -> Label:
+        toggled = self.opened ^ {status.id} if status is not None and depth else None
+        return Label(
+            text=lane.name if not depth else lane.key,
+            title=lane.key if status is None or not depth else f"{lane.key}: {status.name} {status.id}",
+            depth=depth,
+            state=lane.state,
+            lasted=_length(lane),
+            url=url,
+            toggle=None if toggled is None else self.links.unfolded(toggled),
+            open=status is not None and status.id in self.opened,
+        )
+
+    @cached_property
+    def labels(self) -> list[Label]:
+        """Return what stands before the lanes that are shown."""
+        return [label for _, label in _ends(self.rows)]
+
+    @property
+    def left_out(self) -> int:
+        """Return how many lanes aren't shown."""
+        return max(0, len(self.rows) - MOST_LANES)
+
+    @cached_property
+    def picture(self) -> Picture:
+        """Draw the lanes that are shown."""
+        return draw([row for row, _ in _ends(self.rows)], self.lanes.start, self.lanes.end, self.zone)
+
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """Return what is in the picture, and what it means."""
+        return [(kind, text) for kind, text in _LEGEND.items() if kind in self.picture.kinds]
+
+    def moment(self, time: datetime | None) -> str:
+        """Return a point in time."""
+        return shown.moment(time, self.zone)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    brief: str
+    shown: TriedError
+
+
+def _too_large(omitted: Any) -> str:
+    return f"{shown.size(omitted.size)}: too large for this page; durable.get_workflow_status and durable.list_workflow_steps have it."
+
+
+def _error_text(error: BaseException) -> str:
+    notes = "\n".join(map(str, getattr(error, "__notes__", ())))
+    return shown.printable("\n".join(filter(None, [summary(error), notes])), shown.MOST)
+
+
+def _ends(found: list[Any]) -> list[Any]:
+    """Return the first and the last of very many."""
+    if len(found) <= MOST_LANES:
+        return found
+    return [*found[:100], *found[100 - MOST_LANES :]]
+
+
+def _length(lane: Lane) -> str:
+    bars = [bar for bar in lane.bars if bar.end > bar.start]
+    return shown.between(min(bar.start for bar in bars), max(bar.end for bar in bars)) if bars else ""
