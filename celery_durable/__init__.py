@@ -17,13 +17,22 @@ from .app import install
 from .bulk import enqueue_many
 
 # Status
-from .client import StepInfo, WorkflowStatus, get_workflow_status, list_workflow_steps, list_workflows
+from .client import Omitted, WorkflowStatus, count_workflows, get_workflow_status, list_workflow_names, list_workflows
 
 # In workflows and steps
 from .current import current
 from .events import aget_event, aset_event, get_event, list_workflow_events, set_event
 from .gather import agather, await_first, gather, wait_first
 from .handle import WorkflowHandle
+from .health import Health, NodeInfo, check_health
+from .history import (
+    AttemptInfo,
+    MessageInfo,
+    StepInfo,
+    list_workflow_attempts,
+    list_workflow_messages,
+    list_workflow_steps,
+)
 
 # Management
 from .management import (
@@ -45,6 +54,11 @@ from .values import now, random, uuid4
 from .version import __version__
 
 __all__ = [
+    "AttemptInfo",
+    "Health",
+    "MessageInfo",
+    "NodeInfo",
+    "Omitted",
     "Step",
     "StepInfo",
     "Workflow",
@@ -62,6 +76,8 @@ __all__ = [
     "await_first",
     "cancel_workflow",
     "cancel_workflows",
+    "check_health",
+    "count_workflows",
     "current",
     "deprecate_patch",
     "enqueue_many",
@@ -72,7 +88,10 @@ __all__ = [
     "get_event",
     "get_workflow_status",
     "install",
+    "list_workflow_attempts",
     "list_workflow_events",
+    "list_workflow_messages",
+    "list_workflow_names",
     "list_workflow_steps",
     "list_workflows",
     "now",

@@ -36,7 +36,7 @@ _LEDGER = "SELECT number, (to_jsonb(m) ->> 'oldest')::integer FROM {schema}.migr
 
 _EMPTY = """
 TRUNCATE {schema}.workflow, {schema}.node, {schema}.input, {schema}.output, {schema}.checkpoint, {schema}.message,
-    {schema}.event, {schema}.awaiting, {schema}.on_cancel, {schema}.cancellation;"""
+    {schema}.event, {schema}.awaiting, {schema}.on_cancel, {schema}.cancellation, {schema}.attempt, {schema}.sweep;"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def script(schema: str, number: int) -> str:
 
 
 def _apply(connection: Connection, schema: str, number: int) -> int:
-    connection.execute(_in(schema, migrations()[number]))
+    connection.execute(_in(schema, migrations()[number].replace("CONCURRENTLY", "")))
     connection.execute(_in(schema, _NOTE), [number])
     return number
 
