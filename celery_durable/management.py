@@ -19,7 +19,7 @@ from .envelope import Envelope, check_id, send_stored
 from .exceptions import DatabaseUnavailable, WorkflowConflict, WorkflowNotFound
 from .handle import WorkflowHandle
 from .installation import Installation, find
-from .outbox import current, forbid_in_outbox
+from .outboxes import current, forbid_in_outbox
 from .store import Fork
 from .store.rows import StoredMessage
 
