@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+from ..text import printable
 from ..timeline import Bar, Lane
 from . import shown
 from .axis import Axis, Part
 
+#: From one second to another one.
+Span = tuple[float, float]
 #: In pixels: of a row, of the axis, and of each kind of bar.
 ROW = 26
 HEAD = 40
 _HEIGHTS = {"try": 14, "running": 14, "suspended": 8, "queued": 6, "wait": 4}
-_MARKS = {"crash": ("✕", "crashed"), "hand-over": ("⇄", "handed over")}
+#: What stands in a mark.
+SIGNS = {"crash": "✕", "time-out": "!", "hand-over": "⇄", "retry": "↻"}
 #: Percent of the width that a fold must have for its length to be written in it.
 _ROOM = 4.0
 
@@ -59,7 +63,7 @@ class _Pen:
     def second(self, time: datetime) -> float:
         return (time - self.start).total_seconds()
 
-    def busy(self) -> Iterator[tuple[float, float]]:
+    def busy(self) -> Iterator[Span]:
         """Return when something ran: tries, children, and the workflow itself while it doesn't wait in its place."""
         waits = []
         runs = []
@@ -77,8 +81,7 @@ class _Pen:
     def kinds(self) -> set[str]:
         """Return what is in the picture, as its legend calls it."""
         bars = (bar for row in self.rows for bar in row.lane.bars)
-        found = {f"try-{bar.state.lower()}" if bar.kind == "try" else bar.kind for bar in bars}
-        return found | ({"fold"} if self.axis.folds else set())
+        return {_kind(bar, "-") for bar in bars} | ({"fold"} if self.axis.folds else set())
 
     def head(self) -> Element:
         """Draw the axis: above the time of day, below the distance from it."""
@@ -101,21 +104,20 @@ class _Pen:
         height = ROW * len(self.rows)
         svg = _svg(height)
         svg.append(_hatching())
-        for number, row in enumerate(self.rows):
-            if number % 2:
-                _rect(svg, 0, 100, number * ROW, ROW, "stripe")
+        for number in range(1, len(self.rows), 2):
+            _rect(svg, 0, 100, number * ROW, ROW, "stripe")
         for fold in self.axis.folds:
             self.fold(svg, fold, height)
         for tick in self.axis.ticks():
             _line(svg, tick.left, 0, height, "tick")
         for number, row in enumerate(self.rows):
             for bar in row.lane.bars:
-                if bar.kind not in _MARKS:
+                if not bar.is_mark:
                     self.bar(svg, bar, row, number * ROW)
         # After all bars, so that none of them hides one.
         for number, row in enumerate(self.rows):
             for bar in row.lane.bars:
-                if bar.kind in _MARKS:
+                if bar.is_mark:
                     self.mark(svg, bar, number * ROW, height)
         return svg
 
@@ -128,31 +130,34 @@ class _Pen:
     def bar(self, svg: Element, bar: Bar, row: Row, top: int) -> None:
         tall = _HEIGHTS.get(bar.kind, 8)
         left, right = self.axis.at(self.second(bar.start)), self.axis.at(self.second(bar.end))
-        kind = f"bar {bar.kind} {bar.state.lower()}".strip()
-        drawn = _rect(svg, left, right, top + (ROW - tall) / 2, tall, kind)
+        drawn = _rect(svg, left, right, top + (ROW - tall) / 2, tall, f"bar {_kind(bar, ' ')}")
         drawn.set("rx", "2")
         if bar.kind == "suspended":
             drawn.set("fill", "url(#durable-hatching)")
         _title(drawn, self.said(bar, row))
 
     def mark(self, svg: Element, bar: Bar, top: int, height: int) -> None:
-        sign, what = _MARKS[bar.kind]
         place = self.axis.at(self.second(bar.start))
         group = SubElement(svg, "g", {"class": f"mark {bar.kind}"})
-        _title(group, f"{bar.label or what} at {shown.moment(bar.start, self.zone)}")
+        _title(group, f"{bar.label or bar.kind} at {shown.moment(bar.start, self.zone)}")
         _line(group, place, top, height, "edge")
         SubElement(group, "circle", {"cx": _percent(place), "cy": str(top + ROW / 2), "r": "8"})
-        _write(group, place, top + ROW / 2 + 4, sign, "sign")
+        _write(group, place, top + ROW / 2 + 4, SIGNS[bar.kind], "sign")
 
     def said(self, bar: Bar, row: Row) -> str:
         """Return what a bar tells when it is pointed at."""
-        what = bar.label or (f"{bar.kind} {bar.state}".strip())
-        lasted = shown.duration(self.second(bar.end) - self.second(bar.start))
-        when = f"{shown.moment(bar.start, self.zone)} – {shown.moment(bar.end, self.zone)}"
-        return shown.printable(f"{row.lane.key}: {what}\n{lasted}\n{when}", shown.MOST)
+        what = " ".join(filter(None, [_kind(bar, " "), bar.label and f"({bar.label})"]))
+        lasted = shown.between(bar.start, bar.end)
+        when = f"{shown.moment(bar.start, self.zone)} to {shown.moment(bar.end, self.zone)}"
+        return printable(f"{row.lane.key or row.lane.name}: {what}\n{lasted}\n{when}", shown.MOST)
 
 
-def _without(runs: Sequence[tuple[float, float]], waits: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+def _kind(bar: Bar, separator: str) -> str:
+    """Return what a bar is; of a try also how it has ended."""
+    return f"try{separator}{(bar.state or 'running').lower()}" if bar.kind == "try" else bar.kind
+
+
+def _without(runs: Sequence[Span], waits: Sequence[Span]) -> Iterator[Span]:
     """Return the parts of the runs that no wait covers."""
     waiting = sorted(waits)
     for start, end in runs:

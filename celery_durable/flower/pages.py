@@ -7,10 +7,9 @@ authentication unless FLOWER_UNAUTHENTICATED_API is set, nor with ``--read-only`
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone, tzinfo
@@ -135,7 +134,7 @@ class _Page(BaseHandler):
 
     def said(self, name: str) -> str | None:
         """Return the last of a query's arguments, exactly as it was sent."""
-        return (self.all_said(name) or [None])[-1]
+        return next(reversed(self.all_said(name)), None)
 
     def all_said(self, name: str) -> list[str]:
         """Return a query's arguments, which Flower's own way would escape and strip."""
@@ -219,8 +218,8 @@ class WorkflowPage(_Page):
         if is_open_to_all(self):
             return Steering(
                 shown=True,
-                reason="Flower lets nobody act who isn't authenticated: start it with --basic_auth=user:password or --auth, "
-                f"or set {_OPEN_API}=true where only you can reach it.",
+                reason="Flower lets nobody act who isn't authenticated: start it with --basic_auth=user:password or "
+                f"--auth, or set {_OPEN_API}=true where only you can reach it.",
             )
         return Steering(shown=True)
 
@@ -284,7 +283,7 @@ class Steer(BaseApiHandler):
 
     def said(self, name: str) -> str | None:
         """Return an argument of the body, exactly as it was sent."""
-        return (_decoded(self.request.body_arguments.get(name, []), name) or [None])[-1]
+        return next(reversed(_decoded(self.request.body_arguments.get(name, []), name)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,11 +303,19 @@ class _Listed:
         self.workflows = listing.workflows
         self.names = listing.names
         self.last = f"{listing.older.created_at.isoformat()} {listing.older.id}" if listing.older else None
-        counts = {state: listing.counts.get(state, 0) for state in _STATES}
-        total = sum(counts.values())
-        # Of a state that wasn't counted to its end the sum isn't known either.
-        sums = shown.number(total, total if max(counts.values()) >= MOST_COUNTED else total + 1)
-        self.counts = [("", sums), *((state, shown.number(count, MOST_COUNTED)) for state, count in counts.items())]
+        self.counts = list(_counted(listing.counts))
+
+
+def _counted(counts: Mapping[str, int] | None) -> Iterator[tuple[str, str]]:
+    """Return how many there are of all states, and of each."""
+    found = {state: (counts or {}).get(state, 0) for state in _STATES}
+    total = sum(found.values())
+    # Of a state that wasn't counted to its end the sum isn't known either.
+    for state, count, most in [
+        ("", total, total if max(found.values()) >= MOST_COUNTED else total + 1),
+        *((state, count, MOST_COUNTED) for state, count in found.items()),
+    ]:
+        yield state, "" if counts is None else shown.number(count, most)
 
 
 _STATES = (

@@ -9,11 +9,12 @@ from typing import Any
 
 from celery import Celery
 
-from .. import client, states
-from ..client import AttemptInfo, MessageInfo, StepInfo, WorkflowStatus
+from .. import client, history, states
+from ..client import WorkflowStatus
 from ..events import list_workflow_events
 from ..exceptions import WorkflowNotFound
 from ..health import Health, check_health
+from ..history import AttemptInfo, MessageInfo, StepInfo
 
 #: Workflows of a page.
 PAGE = 50
@@ -22,8 +23,9 @@ MOST_COUNTED = 10_000
 #: Bytes: a larger value isn't loaded.
 MOST_OF_VALUE = 64 * 1024
 MOST_OF_STEP = 16 * 1024
-#: Children that are shown as bars, and those of them whose steps are shown, too.
+#: Children that are counted, those that are shown as bars, and those of them whose steps are shown, too.
 MOST_CHILDREN = 500
+MOST_DRAWN = 50
 MOST_OPENED = 20
 
 
@@ -53,7 +55,8 @@ class Listing:
 
     workflows: list[WorkflowStatus]
     older: WorkflowStatus | None
-    counts: Mapping[str, int]
+    #: By state; None for a search.
+    counts: Mapping[str, int] | None
     names: list[str]
 
 
@@ -74,7 +77,8 @@ class Seen:
 def read_list(app: Celery, filters: Filters, after: tuple[datetime, str] | None) -> Listing:
     """Return the newest workflows that fit, or those after one of them; raise ValueError, DurableError."""
     found = client.list_workflows(**filters.given(), after=after, limit=PAGE + 1, max_payload=0, app=app)
-    counts = client.count_workflows(**filters.given("state"), most=MOST_COUNTED, app=app)
+    # What a search finds can't be counted without reading all of it.
+    counts = None if filters.search else client.count_workflows(**filters.given("state"), most=MOST_COUNTED, app=app)
     names = client.list_workflow_names(app=app)
     return Listing(found[:PAGE], found[PAGE - 1] if len(found) > PAGE else None, counts, names)
 
@@ -85,9 +89,9 @@ def read_workflow(app: Celery, workflow_id: str, opened: Collection[str] = ()) -
     return _seen(
         app,
         status,
-        attempts=client.list_workflow_attempts(workflow_id, app=app),
-        messages=client.list_workflow_messages(workflow_id, max_payload=MOST_OF_STEP, app=app),
-        events=list_workflow_events(workflow_id, app=app),
+        attempts=history.list_workflow_attempts(workflow_id, app=app),
+        messages=history.list_workflow_messages(workflow_id, max_payload=MOST_OF_STEP, app=app),
+        events=list_workflow_events(workflow_id, max_payload=MOST_OF_STEP, app=app),
         opened=sorted(opened)[:MOST_OPENED],
     )
 
@@ -98,24 +102,23 @@ def read_health(app: Celery) -> Health:
 
 
 def _seen(app: Celery, status: WorkflowStatus, *, opened: Collection[str], **more: Any) -> Seen:
-    steps = client.list_workflow_steps(status.id, max_payload=MOST_OF_STEP, app=app)
+    steps = history.list_workflow_steps(status.id, max_payload=MOST_OF_STEP, app=app)
     others = [each for each in opened if each != status.id]
-    children = {}
-    for child in client.list_workflows(parent_id=status.id, limit=MOST_CHILDREN, max_payload=0, app=app):
-        children[child.id] = _child(app, child, others) if child.id in others else _closed(child)
+    found = client.list_workflows(parent_id=status.id, limit=MOST_CHILDREN, max_payload=0, app=app)
+    # The first ones are those that are at the top of the picture.
+    drawn = {step.child_id for step in [each for each in steps if each.child_id][:MOST_DRAWN]}
+    children = {child.id: _child(app, child, others, is_drawn=child.id in drawn) for child in found}
     return Seen(status=status, steps=steps, children=children, now=datetime.now(timezone.utc), **more)
 
 
-def _child(app: Celery, status: WorkflowStatus, opened: Collection[str]) -> Seen:
+def _child(app: Celery, status: WorkflowStatus, opened: Collection[str], *, is_drawn: bool) -> Seen:
     try:
-        attempts = client.list_workflow_attempts(status.id, app=app)
-        return _seen(app, status, attempts=attempts, messages=[], events={}, opened=opened)
+        attempts = history.list_workflow_attempts(status.id, app=app) if is_drawn else []
+        if status.id in opened:
+            return _seen(app, status, attempts=attempts, messages=[], events={}, opened=opened)
     except WorkflowNotFound:  # removed between two looks
-        return _closed(status)
-
-
-def _closed(status: WorkflowStatus) -> Seen:
-    return Seen(status, [], [], [], {}, {}, datetime.now(timezone.utc))
+        attempts = []
+    return Seen(status, [], attempts, [], {}, {}, datetime.now(timezone.utc))
 
 
 def is_final(status: WorkflowStatus) -> bool:

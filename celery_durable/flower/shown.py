@@ -6,25 +6,29 @@ import json
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from ..text import printable
+from ..client import Omitted
+from ..text import printable, safe_str
 
 #: Characters of one value.
 MOST = 10_000
+#: Characters of a value that stands in one line.
+_LINE = 80
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def value(found: Any, most: int = MOST) -> str:
-    """Return a value as JSON, or else as Python shows it."""
+    """Return a value as JSON, or else as Python shows it; of one that isn't there, why."""
+    if isinstance(found, Omitted):
+        return f"{size(found.size)}: too large for this page."
+    if isinstance(found, BaseException):
+        return printable(safe_str(found), most)
     try:
-        text = json.dumps(found, ensure_ascii=False, indent=2)
+        text = json.dumps(found, ensure_ascii=False)
+        if len(text) > _LINE and _is_nested(found):
+            text = json.dumps(found, ensure_ascii=False, indent=2)
     except Exception:  # noqa: BLE001 - a value may refuse in any way, and is then told by its repr
         text = _repr(found)
     return printable(text, most)
-
-
-def in_line(found: Any, most: int = 120) -> str:
-    """Return the beginning of a value, as one line."""
-    return printable(" ".join(value(found, 4 * most).split()), most)
 
 
 def duration(seconds: float) -> str:
@@ -46,6 +50,25 @@ def moment(time: datetime | None, zone: tzinfo) -> str:
         return ""
     local = time.astimezone(zone)
     return f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03} {local:%Z}".strip()
+
+
+def second(time: datetime, zone: tzinfo) -> str:
+    """Return a point in time to the second, where the zone is told besides."""
+    return f"{time.astimezone(zone):%Y-%m-%d %H:%M:%S}"
+
+
+def module(name: str) -> str:
+    """Return what stands before the last part of a task's name, or of a step's key."""
+    return name[: len(name) - len(last(name))]
+
+
+def last(name: str) -> str:
+    """Return the last part of a task's name, or of a step's key: most likely that of its function."""
+    dotted, mark, rest = name.partition("[")
+    parts = dotted.split(".")
+    # durable.sleep, shop.charge.delay
+    count = 2 if parts[0] == "durable" or parts[-1].partition("#")[0] == "delay" else 1
+    return ".".join(parts[-count:]) + mark + rest
 
 
 def clock(time: datetime, zone: tzinfo, *, with_day: bool) -> str:
@@ -84,8 +107,12 @@ def lag(seconds: float | None) -> str:
     return "nothing" if not seconds else duration(max(0.0, seconds))
 
 
+def _is_nested(found: Any) -> bool:
+    return isinstance(found, dict) or (isinstance(found, list | tuple) and any(map(_is_nested, found)))
+
+
 def _in_units(seconds: int) -> str:
-    parts = []
+    parts: list[str] = []
     for name, length in _UNITS:
         count, seconds = divmod(seconds, length)
         if count or parts:

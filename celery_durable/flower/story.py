@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from .. import states
-from ..client import Omitted, StepInfo, WorkflowStatus
-from ..text import summary
+from ..client import Omitted, WorkflowStatus
+from ..history import StepInfo
+from ..text import printable, summary
 from ..timeline import Lane, timeline
 from . import shown
-from .drawing import Picture, Row, draw
+from .drawing import SIGNS, Picture, Row, draw
 from .reads import MOST_CHILDREN, Seen
 
 #: Lanes of the picture, and steps below it, of which the first and the last are shown.
@@ -21,17 +22,20 @@ MOST_LANES = 500
 #: Characters of all values of a page together, and the least of one value.
 _MOST_OF_ALL = 500_000
 _LEAST = 500
+#: Characters of arguments that stand in one line.
+_LINE = 100
 _LEGEND = {
     "try-success": "a try that succeeded",
     "try-failure": "a try that failed",
     "try-retry": "a try that failed and is tried again",
-    "try-running": "a try that runs",
     "running": "a worker has it",
     "wait": "a wait: sleep, message, event, child, or between two tries",
     "suspended": "suspended: no worker has it",
     "queued": "enqueued",
-    "crash": "a worker died",
+    "crash": "its worker died",
+    "time-out": "ended by a time limit",
     "hand-over": "handed over at a shutdown",
+    "retry": "tried again as a whole",
     "fold": "nothing ran: drawn short",
 }
 
@@ -109,6 +113,7 @@ class Story:
         self.links = links
         self.zone = zone
         self.is_live = seen.status.state in states.LIVE
+        self.has_failed = seen.status.error is not None or seen.status.error_text is not None
         self.can_resume = seen.status.state in states.FINAL - {states.SUCCESS}
         self.lanes = timeline(seen.status, seen.attempts, seen.steps, seen.now)
 
@@ -118,6 +123,7 @@ class Story:
     def facts(self) -> list[tuple[str, str, str | None]]:
         """Return name, text and link of what is known of it."""
         status, links = self.status, self.links
+        root = status.root_id if status.root_id != status.id else None
         found = [
             ("Waits for", status.waiting_for, None),
             ("Worker", status.worker, links.worker(status.worker)),
@@ -130,7 +136,7 @@ class Story:
             ("Wakes", self.moment(status.wake_at), None),
             ("Deadline", self.moment(status.deadline), None),
             ("Parent", status.parent_id, status.parent_id and links.workflow(status.parent_id)),
-            ("Root", status.root_id, status.root_id and links.workflow(status.root_id)),
+            ("Root", root, root and links.workflow(root)),
             ("Forked from", status.forked_from, status.forked_from and links.workflow(status.forked_from)),
             ("Children", self.count_of_children, links.listed(parent_id=status.id)),
             ("Outcome", "not delivered by Celery yet" if status.dispatched is False else None, None),
@@ -155,12 +161,13 @@ class Story:
     def arguments(self) -> str:
         """Return how it was called."""
         args, kwargs = self.status.args, self.status.kwargs
-        if isinstance(args, Omitted) or isinstance(kwargs, Omitted):
-            return _too_large(args if isinstance(args, Omitted) else kwargs)
+        if isinstance(args, Omitted):
+            return shown.value(args)
         if args is None:
             return "They can't be read here: Flower's app lacks their serializer, or doesn't accept it."
-        named = (f"{name}={shown.value(value)}" for name, value in (kwargs or {}).items())
-        return shown.printable(",\n".join([*map(shown.value, args), *named]), shown.MOST) or "none"
+        given = [*map(shown.value, args), *(f"{name}={shown.value(value)}" for name, value in (kwargs or {}).items())]
+        between = ", " if sum(map(len, given)) < _LINE else ",\n"
+        return printable(between.join(given), shown.MOST) or "none"
 
     @cached_property
     def outcome(self) -> str | None:
@@ -168,9 +175,11 @@ class Story:
         status = self.status
         if status.error is not None:
             return _error_text(status.error)
+        if status.error_text is not None:
+            return status.error_text
         if status.state != states.SUCCESS:
             return None
-        return _too_large(status.result) if isinstance(status.result, Omitted) else shown.value(status.result)
+        return shown.value(status.result)
 
     @cached_property
     def most(self) -> int:
@@ -192,32 +201,36 @@ class Story:
 
     def step(self, number: int, step: StepInfo) -> StepShown:
         """Return a step."""
-        omitted = isinstance(step.output, Omitted)
-        value = None
-        if step.state == "SUCCESS" and step.error is None:
-            value = _too_large(step.output) if omitted else shown.value(step.output, self.most)
+        has_value = step.state == states.SUCCESS and step.error is None and not self.waits(step)
+        value = shown.value(step.output, self.most) if has_value else None
         errors = list(self.errors(step))
-        brief = errors[-1].brief if errors else value or ""
+        brief = value if value is not None else errors[-1].brief if errors else ""
         return StepShown(
             key=step.key,
             anchor=f"step-{number}",
-            state=step.state,
-            brief=shown.printable(" ".join(brief[:400].split()), 120),
+            state="WAITING" if self.waits(step) else step.state,
+            brief=printable(" ".join(brief[:400].split()), 120),
             tried=f"{step.tries} tries" if step.tries > 1 else "",
-            lasted=shown.between(step.started_at, step.finished_at),
+            lasted=_length(self.lanes.lanes[number + 1]),
             when=self.when(step),
             links=self.step_links(step),
             value=value,
             errors=[each.shown for each in errors],
         )
 
+    def waits(self, step: StepInfo) -> bool:
+        """Tell whether a step is a wait that goes on; a sleep is settled when it begins."""
+        if step.tries or not self.is_live:
+            return False
+        return step.finished_at is None or (step.wake_at is not None and step.wake_at > self.seen.now)
+
     def when(self, step: StepInfo) -> str:
         """Return when a step was run, in which attempt, and when its next try is due."""
         parts = [self.moment(step.started_at), f"attempt {step.attempt}"]
-        if step.finished_at is not None:
-            parts[0] += f" – {self.moment(step.finished_at)}"
-        elif step.wake_at is not None:
-            parts.append(f"due {self.moment(step.wake_at)}")
+        if step.wake_at is not None and (step.tries == 0 or step.finished_at is None):
+            parts.append(f"until {self.moment(step.wake_at)}")
+        elif step.finished_at is not None:
+            parts[0] += f" to {self.moment(step.finished_at)}"
         return " · ".join(parts)
 
     def step_links(self, step: StepInfo) -> list[tuple[str, str]]:
@@ -233,13 +246,13 @@ class Story:
             text = f"{each.type}: {each.message}"
             shown_error = TriedError(
                 f"Try {number}{at} · {each.type}",
-                shown.printable(each.message, self.most),
-                shown.printable(each.traceback, self.most),
+                printable(each.message, self.most),
+                printable(each.traceback, self.most),
             )
             yield _Told(text, shown_error)
         if step.error is not None and not step.errors:
             text = summary(step.error)
-            yield _Told(text, TriedError("Its outcome", shown.printable(text, self.most), ""))
+            yield _Told(text, TriedError("Its outcome", printable(text, self.most), ""))
 
     # Messages and events
 
@@ -249,8 +262,8 @@ class Story:
         return [
             MessageShown(
                 sent=self.moment(each.sent_at),
-                topic=each.topic or "",
-                text=_too_large(each.message) if isinstance(each.message, Omitted) else shown.value(each.message, self.most),
+                topic=each.topic,
+                text=shown.value(each.message, self.most),
                 taken_by=each.taken_by or "nobody yet",
                 idempotency_key=each.idempotency_key,
             )
@@ -260,10 +273,7 @@ class Story:
     @cached_property
     def events(self) -> list[tuple[str, str]]:
         """Return what it has published."""
-        return [
-            (key, _too_large(value) if isinstance(value, Omitted) else shown.value(value, self.most))
-            for key, value in self.seen.events.items()
-        ]
+        return [(key, shown.value(value, self.most)) for key, value in self.seen.events.items()]
 
     # The picture
 
@@ -274,15 +284,17 @@ class Story:
         return [(Row(first, 0), self.label(first, 0, self.status, None)), *self.step_rows(self.seen, others, 1)]
 
     def step_rows(self, seen: Seen, lanes: Sequence[Lane], depth: int) -> Iterator[tuple[Row, Label]]:
+        """Return the lanes of steps; what a child has done is in that of the first step which is about it."""
+        left = dict(seen.children)
         for number, lane in enumerate(lanes):
-            child = seen.children.get(lane.child_id or "")
+            child = left.pop(lane.child_id or "", None)
             anchor = f"#step-{number}" if seen is self.seen else None
             if child is None:
                 url = self.links.workflow(lane.child_id) if lane.child_id else anchor
                 yield Row(lane, depth), self.label(lane, depth, None, url)
                 continue
             own, *steps = timeline(child.status, child.attempts, child.steps, child.now).lanes
-            nested = Lane(lane.key, lane.name, child.status.state, lane.child_id, (*lane.bars, *own.bars))
+            nested = Lane(lane.key, lane.name, child.status.state, (*lane.bars, *own.bars), lane.child_id)
             yield Row(nested, depth), self.label(nested, depth, child.status, self.links.workflow(child.status.id))
             if child.status.id in self.opened:
                 yield from self.step_rows(child, steps, depth + 1)
@@ -290,8 +302,8 @@ class Story:
     def label(self, lane: Lane, depth: int, status: WorkflowStatus | None, url: str | None) -> Label:
         toggled = self.opened ^ {status.id} if status is not None and depth else None
         return Label(
-            text=lane.name if not depth else lane.key,
-            title=lane.key if status is None or not depth else f"{lane.key}: {status.name} {status.id}",
+            text=shown.last(lane.key or lane.name),
+            title=lane.key or lane.name if status is None or not depth else f"{lane.key}: {status.name} {status.id}",
             depth=depth,
             state=lane.state,
             lasted=_length(lane),
@@ -316,9 +328,9 @@ class Story:
         return draw([row for row, _ in _ends(self.rows)], self.lanes.start, self.lanes.end, self.zone)
 
     @property
-    def legend(self) -> list[tuple[str, str]]:
-        """Return what is in the picture, and what it means."""
-        return [(kind, text) for kind, text in _LEGEND.items() if kind in self.picture.kinds]
+    def legend(self) -> list[tuple[str, str, str]]:
+        """Return what is in the picture, its sign and what it means."""
+        return [(kind, SIGNS.get(kind, ""), text) for kind, text in _LEGEND.items() if kind in self.picture.kinds]
 
     def moment(self, time: datetime | None) -> str:
         """Return a point in time."""
@@ -331,13 +343,9 @@ class _Told:
     shown: TriedError
 
 
-def _too_large(omitted: Any) -> str:
-    return f"{shown.size(omitted.size)}: too large for this page; durable.get_workflow_status and durable.list_workflow_steps have it."
-
-
 def _error_text(error: BaseException) -> str:
     notes = "\n".join(map(str, getattr(error, "__notes__", ())))
-    return shown.printable("\n".join(filter(None, [summary(error), notes])), shown.MOST)
+    return printable("\n".join(filter(None, [summary(error), notes])), shown.MOST)
 
 
 def _ends(found: list[Any]) -> list[Any]:

@@ -184,9 +184,20 @@
         return found ? decodeURIComponent(found.slice(name.length + 1)) : "";
     }
 
+    // A lane of the picture leads to its step, which is opened.
+    function openTarget() {
+        var target = document.getElementById(window.location.hash.slice(1));
+        if (target && target.tagName === "DETAILS") {
+            target.open = true;
+            target.scrollIntoView({block: "center"});
+        }
+    }
+
     if (!live) {
         return;
     }
+    openTarget();
+    window.addEventListener("hashchange", openTarget);
     if (!live.dataset.over) {
         refreshing("Live", false);
     }
