@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -27,29 +29,50 @@ pytestmark = pytest.mark.slow
 #: What would run if anything of it were taken for HTML, wherever it is put.
 EVIL = "\"'`</script></title></textarea><img src=x onerror='window.pwned=1'><svg onload='window.pwned=1'>${1}{{1+1}}é✓"
 USER = "ann:secret"
+EMAIL = "ann@shop.example"
 SECRET = "a-secret-of-cookies"
 NOBODYS = "nobodys"
 
 
 class Flowers:
-    """One Flower for each way to be started."""
+    """One Flower for each way to be started; each is started when it is first needed."""
 
-    def __init__(self, env: dict[str, str], directory: Any) -> None:
-        away = {**env, "DATABASE_URL": "postgresql://nobody:hush@127.0.0.1:1/none"}
-        signed = ["--auth=ann@shop.example", f"--cookie_secret={SECRET}"]
-        #: To anybody, and anybody may act.
-        self.open = Flower({**env, **OPEN_API}, directory / "open.log")
-        #: To anybody, but nobody may act.
-        self.closed = Flower(env, directory / "closed.log")
-        #: To a user with a password, who may not act.
-        self.read_only = Flower(env, directory / "read_only.log", [f"--basic_auth={USER}", "--read_only"])
-        #: To who has signed in elsewhere, behind a prefix.
-        self.signed_in = Flower(env, directory / "signed_in.log", signed, prefix="ops/flower")
-        #: Its database isn't there.
-        self.adrift = Flower({**away, **OPEN_API}, directory / "adrift.log")
+    def __init__(self, env: dict[str, str], directory: Path) -> None:
+        self._env = env
+        self._directory = directory
+        self.started: list[Flower] = []
 
-    def all(self) -> list[Flower]:
-        return [self.open, self.closed, self.read_only, self.signed_in, self.adrift]
+    @cached_property
+    def open(self) -> Flower:
+        """Anybody may look and act."""
+        return self._start(OPEN_API)
+
+    @cached_property
+    def closed(self) -> Flower:
+        """Anybody may look, and nobody may act."""
+        return self._start({})
+
+    @cached_property
+    def read_only(self) -> Flower:
+        """A user with a password may look, and not act."""
+        return self._start({}, f"--basic_auth={USER}", "--read_only")
+
+    @cached_property
+    def signed_in(self) -> Flower:
+        """Who has signed in elsewhere may look and act, behind a prefix."""
+        return self._start({}, f"--auth={EMAIL}", f"--cookie_secret={SECRET}", prefix="ops/flower")
+
+    @cached_property
+    def adrift(self) -> Flower:
+        """Its database isn't there."""
+        return self._start({**OPEN_API, "DATABASE_URL": "postgresql://nobody:hush@127.0.0.1:1/none"})
+
+    def _start(self, env: dict[str, str], *args: str, prefix: str = "") -> Flower:
+        log = self._directory / f"flower{len(self.started)}.log"
+        flower = Flower({**self._env, **env}, log, args, prefix)
+        self.started.append(flower)
+        flower.wait_ready()
+        return flower
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +92,10 @@ def site(postgres_server: str, template_database: str, broker_server: str, tmp_p
 @pytest.fixture(scope="module")
 def flowers(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flowers]:
     flowers = Flowers(site.workers.env, tmp_path_factory.mktemp("flowers"))
-    try:
-        for each in flowers.all():
-            each.wait_ready()
-        yield flowers
-    finally:
-        for each in flowers.all():
-            each.kill()
-            print(each.log)
+    yield flowers
+    for each in flowers.started:
+        each.kill()
+        print(each.log)
 
 
 @pytest.fixture
@@ -145,7 +164,7 @@ def test_the_list_is_filtered_and_paged(site: Site, flower: Flower, browser: Bro
     signatures = [site.shop.quick.s(number).set(queue=NOBODYS) for number in range(120)]
     ids = [handle.id for handle in durable.enqueue_many(signatures)]
     listed = "document.querySelectorAll('#durable-workflows .durable-id').length"
-    first = "document.querySelector('#durable-workflows .durable-id').innerText"
+    first = "document.querySelector('#durable-workflows .durable-id')?.innerText"
     browser.open(f"{flower.url}/workflows")
     browser.fill("[name=queue]", NOBODYS)
     browser.click(".durable-filters button")
@@ -364,7 +383,7 @@ def test_signed_in_behind_a_prefix(site: Site, flowers: Flowers, browser: Browse
     site.shop.receiver.apply_async([name], task_id=name)
     in_state(site, name, "SUSPENDED")
     flower = flowers.signed_in
-    cookie = create_signed_value(SECRET, "user", "ann@shop.example").decode()
+    cookie = create_signed_value(SECRET, "user", EMAIL).decode()
     assert flower.answer("/workflow/cancel", {"id": name}).status == 403
     assert flower.answer("/workflow/cancel", {"id": name}, Cookie=f"user={cookie}").status == 403
     assert site.status(name).state == "SUSPENDED"
