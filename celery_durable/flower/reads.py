@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import Celery
 
-from .. import client, history, states
+from .. import client, history
 from ..client import WorkflowStatus
 from ..events import list_workflow_events
 from ..exceptions import WorkflowNotFound
@@ -20,9 +20,8 @@ from ..history import AttemptInfo, MessageInfo, StepInfo
 PAGE = 50
 #: Up to which the workflows of a state are counted.
 MOST_COUNTED = 10_000
-#: Bytes: a larger value isn't loaded.
+#: Bytes: a larger value isn't loaded. An error may have a traceback of 32 KiB.
 MOST_OF_VALUE = 64 * 1024
-MOST_OF_STEP = 16 * 1024
 #: Children that are counted, those that are shown as bars, and those of them whose steps are shown, too.
 MOST_CHILDREN = 500
 MOST_DRAWN = 50
@@ -90,8 +89,8 @@ def read_workflow(app: Celery, workflow_id: str, opened: Collection[str] = ()) -
         app,
         status,
         attempts=history.list_workflow_attempts(workflow_id, app=app),
-        messages=history.list_workflow_messages(workflow_id, max_payload=MOST_OF_STEP, app=app),
-        events=list_workflow_events(workflow_id, max_payload=MOST_OF_STEP, app=app),
+        messages=history.list_workflow_messages(workflow_id, max_payload=MOST_OF_VALUE, app=app),
+        events=list_workflow_events(workflow_id, max_payload=MOST_OF_VALUE, app=app),
         opened=sorted(opened)[:MOST_OPENED],
     )
 
@@ -102,7 +101,7 @@ def read_health(app: Celery) -> Health:
 
 
 def _seen(app: Celery, status: WorkflowStatus, *, opened: Collection[str], **more: Any) -> Seen:
-    steps = history.list_workflow_steps(status.id, max_payload=MOST_OF_STEP, app=app)
+    steps = history.list_workflow_steps(status.id, max_payload=MOST_OF_VALUE, app=app)
     others = [each for each in opened if each != status.id]
     found = client.list_workflows(parent_id=status.id, limit=MOST_CHILDREN, max_payload=0, app=app)
     # The first ones are those that are at the top of the picture.
@@ -119,8 +118,3 @@ def _child(app: Celery, status: WorkflowStatus, opened: Collection[str], *, is_d
     except WorkflowNotFound:  # removed between two looks
         attempts = []
     return Seen(status, [], attempts, [], {}, {}, datetime.now(timezone.utc))
-
-
-def is_final(status: WorkflowStatus) -> bool:
-    """Tell whether a workflow has ended."""
-    return status.state in states.FINAL

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, tzinfo
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from ..text import printable, summary
 from ..timeline import Lane, timeline
 from . import shown
 from .drawing import SIGNS, Picture, Row, draw
+from .parts import ErrorShown, Label, Links, MessageShown, StepShown
 from .reads import MOST_CHILDREN, Seen
 
 #: Lanes of the picture, and steps below it, of which the first and the last are shown.
@@ -38,68 +38,6 @@ _LEGEND = {
     "retry": "tried again as a whole",
     "fold": "nothing ran: drawn short",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """Where a page leads to; None: Flower doesn't know it."""
-
-    workflow: Callable[[str], str]
-    #: The same page with the steps of these children.
-    unfolded: Callable[[Collection[str]], str]
-    task: Callable[[str], str | None]
-    worker: Callable[[str | None], str | None]
-    listed: Callable[..., str]
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What stands before a lane."""
-
-    text: str
-    title: str
-    depth: int
-    state: str
-    lasted: str
-    url: str | None
-    toggle: str | None
-    open: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TriedError:
-    """A failed try."""
-
-    title: str
-    message: str
-    traceback: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepShown:
-    """A step below the picture."""
-
-    key: str
-    anchor: str
-    state: str
-    brief: str
-    tried: str
-    lasted: str
-    when: str
-    links: list[tuple[str, str]]
-    value: str | None
-    errors: list[TriedError]
-
-
-@dataclass(frozen=True, slots=True)
-class MessageShown:
-    """A message that was sent to the workflow."""
-
-    sent: str
-    topic: str
-    text: str
-    taken_by: str
-    idempotency_key: str
 
 
 class Story:
@@ -215,7 +153,7 @@ class Story:
             when=self.when(step),
             links=self.step_links(step),
             value=value,
-            errors=[each.shown for each in errors],
+            errors=errors,
         )
 
     def waits(self, step: StepInfo) -> bool:
@@ -239,20 +177,24 @@ class Story:
             return []
         return [(f"workflow {step.child_id}", self.links.workflow(step.child_id))]
 
-    def errors(self, step: StepInfo) -> Iterator[_Told]:
+    def errors(self, step: StepInfo) -> Iterator[ErrorShown]:
         """Return the errors of its tries, and that of a result that can't be read."""
         for number, each in enumerate(step.errors, 1):
             at = f" · {self.moment(each.at)}" if each.at is not None else ""
-            text = f"{each.type}: {each.message}"
-            shown_error = TriedError(
-                f"Try {number}{at} · {each.type}",
-                printable(each.message, self.most),
-                printable(each.traceback, self.most),
+            yield ErrorShown(
+                title=f"Try {number}{at} · {each.type}",
+                message=printable(each.message, self.most),
+                traceback=printable(each.traceback, self.most),
+                brief=f"{each.type}: {each.message}",
             )
-            yield _Told(text, shown_error)
         if step.error is not None and not step.errors:
-            text = summary(step.error)
-            yield _Told(text, TriedError("Its outcome", printable(text, self.most), ""))
+            yield self.outcome_error(summary(step.error))
+        elif step.state == states.FAILURE and step.error is None:
+            yield self.outcome_error("Its error is too large for this page.")
+
+    def outcome_error(self, text: str) -> ErrorShown:
+        """Return what keeps an outcome from being shown."""
+        return ErrorShown("Its outcome", printable(text, self.most), "", text)
 
     # Messages and events
 
@@ -335,12 +277,6 @@ class Story:
     def moment(self, time: datetime | None) -> str:
         """Return a point in time."""
         return shown.moment(time, self.zone)
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    brief: str
-    shown: TriedError
 
 
 def _error_text(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -146,6 +147,8 @@ def test_the_tab_is_on_every_page(site: Site, flower: Flower, browser: Browser, 
     assert browser.text("#durable-outcome") == "[0, 10, 20]"
     assert browser.evaluate("document.querySelectorAll('.durable-chart .try.success').length") == 3
     assert browser.evaluate("document.querySelectorAll('.durable-labels li').length") == 4
+    with urlopen(flower.url + page_of(name)) as page:
+        assert "default-src 'self'" in page.headers["Content-Security-Policy"]
 
 
 def test_links_to_flowers_own_pages(site: Site, flower: Flower, browser: Browser, name: str) -> None:
@@ -395,6 +398,7 @@ def test_signed_in_behind_a_prefix(site: Site, flowers: Flowers, browser: Browse
     confirm(browser, "[data-action=cancel]")
     browser.wait_for(".durable-identity", "CANCELLED")
     assert browser.url.startswith(f"{flower.url}/workflow?")
+    assert f"{EMAIL} asks in Flower: cancel workflow {name!r}" in flower.log
     assert browser.evaluate("getComputedStyle(document.querySelector('.durable-card')).overflow") == "hidden"
 
 

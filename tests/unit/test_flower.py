@@ -18,8 +18,9 @@ from celery_durable.exceptions import SerializationError
 from celery_durable.flower import shown
 from celery_durable.flower.axis import Axis
 from celery_durable.flower.drawing import HEAD, ROW, Picture, Row, draw
+from celery_durable.flower.parts import Links
 from celery_durable.flower.reads import Seen
-from celery_durable.flower.story import MOST_LANES, Links, Story
+from celery_durable.flower.story import MOST_LANES, Story
 from celery_durable.flower.templating import with_tab
 from celery_durable.history import AttemptInfo, MessageInfo, StepInfo
 from celery_durable.timeline import Bar, Lane

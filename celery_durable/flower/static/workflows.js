@@ -9,6 +9,7 @@
     var failures = 0;
     var timer = null;
     var shown = {};
+    var pressed = false;
 
     function say(text, kind) {
         notice.className = "durable-notice" + (text ? " durable-notice-" + kind : "");
@@ -63,6 +64,9 @@
         if (failures) {
             failures = 0;
             say("", "");
+        }
+        if (pressed) {
+            return; // A button that is replaced between press and release isn't clicked; the next answer has it all.
         }
         if (news.content !== null) {
             replace(new DOMParser().parseFromString(news.content, "text/html"));
@@ -196,6 +200,17 @@
     if (!live) {
         return;
     }
+    live.querySelectorAll("[data-region]").forEach(function (region) {
+        shown[region.dataset.region] = region.innerHTML;
+    });
+    document.addEventListener("pointerdown", function () {
+        pressed = true;
+    });
+    ["pointerup", "pointercancel", "blur"].forEach(function (end) {
+        window.addEventListener(end, function () {
+            pressed = false;
+        });
+    });
     openTarget();
     window.addEventListener("hashchange", openTarget);
     if (!live.dataset.over) {
