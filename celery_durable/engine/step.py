@@ -219,9 +219,14 @@ class Call:
         if self.attempt.is_stale:
             await self.waiting.run(self.attempt.look)
         self.step.attempt = self.failed_tries + 1
-        self.attempt.engine.observers.tell("step_starting", self.attempt.id, self.key)
+        tell = self.attempt.engine.observers.tell
+        tell("step_starting", self.attempt.id, self.key)
         self.began = time.monotonic()
-        return await self.waiting.call(self, body)
+        try:
+            tell("body_starting", self.attempt.id, self.key, self)
+            return await self.waiting.call(self, body)
+        finally:
+            tell("body_ended", self.attempt.id, self.key)
 
     def overrun(self) -> Ended:
         """Return how the try ended that an earlier attempt was killed in."""
