@@ -128,7 +128,7 @@ class RowFirst:
         except Exception as error:  # noqa: BLE001 - every transport and backend has its own errors
             logger.warning(
                 "The workflow %s is stored, but its message couldn't be sent (%r); recovery sends it.",
-                workflow_id, error,
+                workflow_id, error, extra={"workflow_id": workflow_id},
             )  # fmt: skip
             self._installation.store.workflows.unsent([workflow_id], patience=CALLER_PATIENCE)
         else:

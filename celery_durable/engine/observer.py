@@ -21,10 +21,28 @@ logger = logging.getLogger("celery_durable")
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """An attempt, for those who show it."""
+
+    workflow_id: str
+    root_id: str
+    #: Of the workflow's task.
+    name: str
+    #: Its number, from 1.
+    attempt: int
+    #: Host name of the node, ``w1@host``.
+    worker: str
+    #: Seconds from the publication of its message to the claim, by the database's clock; None: it doesn't say.
+    lag: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """What a step's try has come to, for those who show it."""
 
     workflow_id: str
+    #: Of the workflow's task.
+    workflow_name: str
     root_id: str
     #: Host name of the node, ``w1@host``.
     worker: str
@@ -44,6 +62,8 @@ class StepReport:
     runtime: float
     #: Wall-clock time, in seconds since the epoch, at which the try began.
     started: float
+    #: Somebody watches Celery's monitoring events.
+    watched: bool
 
 
 class Observer:
@@ -66,6 +86,9 @@ class Observer:
 
     def claimed(self, workflow_id: str, attempt: int) -> None:
         """Called when an attempt has begun, before the workflow function runs."""
+
+    def attempt_started(self, report: AttemptReport) -> None:
+        """Called after ``claimed``, with all that is known of the attempt."""
 
     def step_replayed(self, workflow_id: str, key: str) -> None:
         """Called when a step is answered from its checkpoint."""
@@ -92,7 +115,7 @@ class Observer:
         """Called when the failed try is committed, before the wait."""
 
     def step_ended(self, report: StepReport) -> None:
-        """Called when a step's try has ended and that is committed; only in attempts that are watched."""
+        """Called when a step's try has ended and that is committed."""
 
     def step_interrupted(self, workflow_id: str, key: str) -> None:
         """Called in the body's thread when a limit or a cancellation has interrupted it, wherever it was."""
@@ -132,6 +155,12 @@ class Observer:
 
     def fenced(self, workflow_id: str) -> None:
         """Called when an attempt finds that another worker owns its workflow."""
+
+    def attempt_ended(self, report: AttemptReport, ending: str) -> None:
+        """Called when the end of an attempt is committed, whatever it is; not when its process dies.
+
+        ``ending`` is a final state, "suspended", "handed over", "retried", or "fenced": another worker has it.
+        """
 
     def confirmed(self, workflow_ids: list[str]) -> None:
         """Called when nothing remains to be done for these finished workflows."""

@@ -429,14 +429,12 @@ class Call:
 
     def report(self, state: str, value: Any = None, error: Exception | None = None, retries: int = 0) -> None:
         """Tell those who show steps what a try has come to."""
-        attempt = self.attempt
-        if not attempt.watched:
-            return
-        runtime = time.monotonic() - self.began
+        attempt, runtime = self.attempt, time.monotonic() - self.began
         attempt.engine.observers.tell("step_ended", StepReport(
-            workflow_id=attempt.id, root_id=attempt.root_id, worker=attempt.worker, id=self.step.idempotency_key,
-            name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs, state=state, value=value,
-            error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
+            workflow_id=attempt.id, workflow_name=attempt.name, root_id=attempt.root_id, worker=attempt.worker,
+            id=self.step.idempotency_key, name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs,
+            state=state, value=value, error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
+            watched=attempt.watched,
         ))  # fmt: skip
 
 

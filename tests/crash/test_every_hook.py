@@ -39,6 +39,7 @@ IN_FLIGHT = {
 LATER = [
     ("claiming", 2),
     ("claimed", 2),
+    ("attempt_ended", 2),
     ("step_starting", 2),
     ("step_starting", 3),
     ("step_returned", 2),
