@@ -114,6 +114,7 @@ class _Message:
             attempt=attempt.fence.attempt,
             worker=attempt.worker,
             lag=None if published is None else max((claim.now - published).total_seconds(), 0.0),
+            crashes=claim.crashes,
         )
 
     def take(self) -> Claim | StoredOutcome:

@@ -34,6 +34,8 @@ class AttemptReport:
     worker: str
     #: Seconds from the publication of its message to the claim, by the database's clock; None: it doesn't say.
     lag: float | None
+    #: Crashes since the last new checkpoint.
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
