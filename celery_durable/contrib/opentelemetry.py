@@ -18,13 +18,14 @@ from weakref import WeakSet
 from celery import Celery, Task, signals
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.propagate import extract, inject
+from opentelemetry.propagate import extract, get_global_textmap, inject
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 
 from ..engine.observer import AttemptReport, Observer, StepReport
 from ..engine.waiting import StepCall
 from ..installation import installed_on
+from ..text import summary
 from ..version import __version__
 
 _WORKFLOW = "celery_durable.workflow"
@@ -131,7 +132,10 @@ class Tracing(Observer):
             f"apply_async/{headers['task']}", kind=SpanKind.PRODUCER, attributes=facts, links=links
         )
         _publishing.set(_Current(span))
-        inject(headers)
+        if span.get_span_context().is_valid:
+            for name in get_global_textmap().fields:
+                headers.pop(name, None)
+            inject(headers)
 
     def publish_ended(self, workflow_id: str, error: BaseException | None) -> None:
         """End the span of a start."""
@@ -140,9 +144,11 @@ class Tracing(Observer):
             return
         _publishing.set(None)
         current.leave()
-        if error is not None:
-            _fail(current.span, error)
-        current.span.end()
+        try:
+            if error is not None:
+                _fail(current.span, error)
+        finally:
+            current.span.end()
 
     # An attempt.
 
@@ -189,9 +195,10 @@ class Tracing(Observer):
         expected = tuple(sender.throws or ())
         if running is None:
             facts = {f"{_WORKFLOW}.id": task_id, f"{_WORKFLOW}.name": sender.name}
-            span = self._tracer.start_span(f"run/{sender.name}", kind=SpanKind.CONSUMER, attributes=facts)
-            _record(span, exception, expected)
-            span.end()
+            with self._tracer.start_as_current_span(
+                f"run/{sender.name}", kind=SpanKind.CONSUMER, attributes=facts
+            ) as span:
+                _record(span, exception, expected)
         elif running.current is not None:
             _record(running.span, exception, expected)
 
@@ -219,7 +226,9 @@ class Tracing(Observer):
             context.detach(delivery)
 
     def _is_ours(self, task: Any) -> bool:
-        return isinstance(task, Task) and task.app is self._app and getattr(task, "is_durable_workflow", False)
+        """Tell whether a message of one of the app's workflows is being worked on, and no eager call."""
+        is_workflow = isinstance(task, Task) and getattr(task, "is_durable_workflow", False)
+        return is_workflow and task.app is self._app and not task.request.is_eager
 
     # A try of a step.
 
@@ -263,11 +272,11 @@ class Tracing(Observer):
             running.tries.discard(tried)
         span = tried.current.span
         span.set_attribute(f"{_STEP}.state", report.state)
-        if report.state == "RETRY" and report.error is not None:
-            span.record_exception(report.error)
-        elif report.error is not None:
-            _record(span, report.error, tried.throws)
-        span.end(tried.ended_at)
+        try:
+            if report.error is not None:
+                _record(span, report.error, (Exception,) if report.state == "RETRY" else tried.throws)
+        finally:
+            span.end(tried.ended_at)
 
 
 def _abandon(tried: _Try) -> None:
@@ -286,7 +295,7 @@ def _record(span: Span, error: BaseException, expected: tuple[type[BaseException
 
 def _fail(span: Span, error: BaseException) -> None:
     span.record_exception(error)
-    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+    span.set_status(Status(StatusCode.ERROR, summary(error)))
 
 
 def _celery_is_instrumented() -> bool:

@@ -422,6 +422,7 @@ def test_a_fork_is_linked(traced_so: Traced, charge: Any, within: bool) -> None:
     start = traced.one("apply_async/order")
     with traced.tracer.start_as_current_span("POST /fork") if within else nullcontext():
         durable.fork_workflow("w1", from_step="durable.recv", new_id="w2", app=traced.shop.app)
+    assert "tracestate" not in traced.headers("w2")
     traced.run("w2")
     fork, run = traced.spans[-2:]
     assert [fork.name, run.name] == ["apply_async/order", "run/order"]
@@ -639,6 +640,42 @@ def test_a_provider_that_breaks_touches_no_workflow(
         assert traced.run() == [1, 7, 2]
     assert "no tracing today" in caplog.text
     assert current_name() == "None"
+
+
+class Speechless(Exception):
+    """An error that can't be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_that_cannot_be_shown(traced: Traced) -> None:
+    """It isn't recorded, but its span is exported."""
+
+    def fail() -> None:
+        raise Speechless
+
+    order(traced.shop, lambda: durable.as_step(fail, name="fail")())
+    traced.run()
+    assert outline(traced.one("step/fail"))[2] == "FAILURE"
+    assert outline(traced.one("run/order"))[2] == "FAILURE"
+
+
+def test_an_eager_call_in_a_workflow(traced_so: Traced, charge: Any) -> None:
+    """It is no attempt, and leaves that in which it is made as it is."""
+    traced, shop = traced_so, traced_so.shop
+
+    @shop.workflow(name="inner")
+    def inner() -> str:
+        return current_name()
+
+    def function() -> list[str]:
+        return [inner.apply().get(), charge(current_name())]
+
+    order(shop, function)
+    assert traced.run()[1] == "run/order"
+    assert traced.parent(traced.one("step/charge")) == traced.one("run/order")
+    assert outline(traced.one("run/order"))[2] == "SUCCESS"
 
 
 def test_a_message_whose_headers_are_no_trace(traced: Traced, charge: Any) -> None:
