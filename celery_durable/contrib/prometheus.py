@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ..client import CALLER_PATIENCE
 from ..engine.observer import AttemptReport, Observer, StepReport
 from ..exceptions import ConfigurationError, DatabaseUnavailable
 from ..health import Health, check_health
@@ -42,6 +42,7 @@ KEPT, KEPT_TIMES = 10.0, 10.0
 #: Seconds between two tries to have the port.
 PORT_RETRY = 5.0
 
+_ATTRIBUTE = "_celery_durable_metrics"
 _STEP_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _QUEUED_BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 _STEPS = "celery_durable_step_duration_seconds"
@@ -60,12 +61,12 @@ def install(app: Celery, port: int | None = None, addr: str = "0.0.0.0") -> None
     if port is not None and (not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536):
         raise ConfigurationError(f"The port of the metrics is a number from 1 to 65535, not {port!r}.")
     installation = installed_on(app)
-    earlier = _exporters.get(app)
+    earlier = getattr(app, _ATTRIBUTE, None)
     if earlier is not None:
         if (earlier.port, earlier.addr) != (port, addr):
             raise ConfigurationError("The metrics of this app are installed already, with another port or address.")
         return
-    _exporters[app] = Exporter(app, port, addr)
+    setattr(app, _ATTRIBUTE, Exporter(app, port, addr))
     installation.observers.add(Measuring())
     app.steps["worker"].add(MetricsStep)
 
@@ -111,6 +112,8 @@ class Measuring(Observer):
 
     def __init__(self) -> None:
         self._names = StepNames()
+        #: By workflow, step and outcome; their names are known to be bounded.
+        self._tries: dict[tuple[str, str, str], Histogram] = {}
 
     def attempt_started(self, report: AttemptReport) -> None:
         """Count an attempt, and how long its message was on its way."""
@@ -124,12 +127,19 @@ class Measuring(Observer):
 
     def step_ended(self, report: StepReport) -> None:
         """Count a try, and how long it took."""
-        step = self._names.bounded(report.workflow_name, report.name)
-        metrics().steps.labels(report.workflow_name, step, report.state.lower()).observe(report.runtime)
+        labels = (report.workflow_name, report.name, report.state)
+        (self._tries.get(labels) or self._tries_of(*labels)).observe(report.runtime)
 
     def recovered(self, duty: str, workflow_ids: list[str]) -> None:
         """Count what a duty has found."""
         metrics().recovered.labels(duty).inc(len(workflow_ids))
+
+    def _tries_of(self, workflow: str, name: str, state: str) -> Histogram:
+        step = self._names.bounded(workflow, name)
+        tries = metrics().steps.labels(workflow, step, state.lower())
+        if step == name:
+            self._tries[workflow, step, state] = tries
+        return tries
 
 
 class StepNames:
@@ -156,8 +166,9 @@ class StepNames:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "The workflow %s has more than %d steps of different names, such as %r: their metrics are told together "
-                "as %r. Give as_step() a name that doesn't depend on data.", workflow, MOST_STEPS, step, OTHER,
+                "The workflow %s has more than %d steps of different names, such as %r: their metrics are "
+                "told together as %r. Give as_step() a name that doesn't depend on data.",
+                workflow, MOST_STEPS, step, OTHER,
             )  # fmt: skip
 
 
@@ -177,7 +188,7 @@ def _merged(files: list[str]) -> Iterable[Metric]:
     """Return what files of metrics hold; one that is being made is looked at again."""
     for _ in range(5):
         try:
-            return list(MultiProcessCollector.merge(files))
+            return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001 - a file may be empty for a moment, or gone
             last = error
             time.sleep(0.02)
@@ -225,7 +236,7 @@ class DatabaseCollector(Collector):
     def _ask(self) -> list[Metric]:
         try:
             health = check_health(self._installation.app)
-            live = self._installation.store.lists.live(most=MOST_COUNTED, patience=_PATIENCE)
+            live = self._installation.store.lists.live(most=MOST_COUNTED, patience=CALLER_PATIENCE)
         except Exception as error:  # noqa: BLE001 - whatever it is, a scrape is answered
             self._went_down(error)
             return [_gauge("up", 0)]
@@ -240,9 +251,6 @@ class DatabaseCollector(Collector):
             logger.warning("The metrics of the database can't be had: %s", error, exc_info=not known)
         self._was_up = False
 
-
-#: Seconds that a scrape waits for a database that can't be reached.
-_PATIENCE = 1.0
 
 _GAUGES = {
     "up": "Whether the database has answered the last scrape.",
@@ -307,6 +315,7 @@ class Exporter:
     def serve(self) -> None:
         """Answer scrapes, in a thread: a green one where the pool is green."""
         if self.port is not None:
+            self._closing.clear()
             signals.worker_shutdown.connect(self._close)
             threading.Thread(target=self._open, name="celery_durable metrics", daemon=True).start()
 
@@ -327,7 +336,8 @@ class Exporter:
         os.makedirs(str(self._directory), exist_ok=True)
         # Chosen when prometheus_client was imported, perhaps without the variable; none of our metrics is made yet.
         if not values.ValueClass._multiprocess:
-            values.ValueClass = values.MultiProcessValue(_slot if given is None else os.getpid)
+            name = _slot if given is None else os.getpid
+            values.ValueClass = values.MultiProcessValue(name)  # type: ignore[no-untyped-call]
 
     def _open(self) -> None:
         registry, has_told = self._registry(), False
@@ -397,12 +407,12 @@ class MetricsStep(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> MetricsStep:
         """All steps are created before the first one starts."""
-        _exporters[worker.app].prepare(worker)
+        getattr(worker.app, _ATTRIBUTE).prepare(worker)
         return self
 
     def start(self, worker: Any) -> None:
         """The pool is there."""
-        _exporters[worker.app].serve()
+        getattr(worker.app, _ATTRIBUTE).serve()
 
     def stop(self, worker: Any) -> None:
         """Nothing yet: the last steps of a shutdown are counted, too."""
@@ -410,7 +420,6 @@ class MetricsStep(bootsteps.StartStopStep):
     terminate = stop
 
 
-_exporters: weakref.WeakKeyDictionary[Celery, Exporter] = weakref.WeakKeyDictionary()
 #: The place of this process in the pool, and its process id. A new process in that place goes on with the old one's
 #: files, so that there aren't more and more of them.
 _place: tuple[str, int] = ("", 0)
