@@ -24,6 +24,7 @@ from celery_durable.exceptions import ConfigurationError, NotInstalled
 from celery_durable.installation import installed_on
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
+from tests.fixtures.pages import read, rows
 from tests.fixtures.rig import Rig
 from tests.fixtures.scrapes import Scrape
 from tests.fixtures.workers import ROOT
@@ -244,6 +245,18 @@ def test_names_follow_the_conventions(shop: Inprocess, name: str, ask: Callable[
         assert labels <= {"workflow", "step", "outcome", "ending", "duty", "state", "le"}
         if family.type == "counter":
             assert {sample.name for sample in family.samples} <= {f"{family.name}_total", f"{family.name}_created"}
+
+
+def test_the_page_lists_every_metric() -> None:
+    """And questions and alerts name no other."""
+    told = {f"celery_durable_{name}" for name in prometheus._GAUGES}
+    for metric in vars(prometheus.metrics()).values():
+        (family,) = metric.describe()
+        told.add(f"{family.name}_total" if family.type == "counter" else family.name)
+    listed = {row[0].strip("`") for row in rows("docs/metrics.md") if row[0].startswith("`celery_durable_")}
+    assert listed == told
+    named = set(re.findall(r"celery_durable_[a-z_]+", read("docs/metrics.md")))
+    assert {re.sub("_(bucket|count|sum)$", "", name) for name in named} == told
 
 
 # What the database tells
