@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -41,6 +42,8 @@ MOST_COUNTED = 100_000
 KEPT, KEPT_TIMES = 10.0, 10.0
 #: Seconds between two tries to have the port.
 PORT_RETRY = 5.0
+#: Bytes: room for the metrics of some hundred steps.
+FILE_SIZE = 1 << 20
 
 _ATTRIBUTE = "_celery_durable_metrics"
 _STEP_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -66,8 +69,9 @@ def install(app: Celery, port: int | None = None, addr: str = "0.0.0.0") -> None
         if (earlier.port, earlier.addr) != (port, addr):
             raise ConfigurationError("The metrics of this app are installed already, with another port or address.")
         return
-    setattr(app, _ATTRIBUTE, Exporter(app, port, addr))
-    installation.observers.add(Measuring())
+    exporter = Exporter(app, port, addr)
+    setattr(app, _ATTRIBUTE, exporter)
+    installation.observers.add(exporter.measuring)
     app.steps["worker"].add(MetricsStep)
 
 
@@ -188,8 +192,9 @@ def _merged(files: list[str]) -> Iterable[Metric]:
     """Return what files of metrics hold; one that is being made is looked at again."""
     for _ in range(5):
         try:
-            return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
-        except Exception as error:  # noqa: BLE001 - a file may be empty for a moment, or gone
+            filled = filter(os.path.getsize, files)
+            return list(MultiProcessCollector.merge(filled))  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001 - a file may be in the making, or just be gone
             last = error
             time.sleep(0.02)
     logger.warning("The files with the metrics of this worker's processes can't be read (%r).", last)
@@ -300,6 +305,7 @@ class Exporter:
     def __init__(self, app: Celery, port: int | None, addr: str) -> None:
         self.port = port
         self.addr = addr
+        self.measuring = Measuring()
         self._app = app
         self._directory: str | None = None
         self._own_directory: str | None = None
@@ -308,9 +314,14 @@ class Exporter:
 
     def prepare(self, worker: Any) -> None:
         """Decide where the metrics are, before the pool forks and before there are any."""
-        if _forks(worker):
-            self._share()
-        metrics()
+        try:
+            if _forks(worker):
+                self._share()
+            metrics()
+        except OSError as error:
+            self._remove()
+            self._directory = None
+            self._give_up(error)
 
     def serve(self) -> None:
         """Answer scrapes, in a thread: a green one where the pool is green."""
@@ -330,14 +341,41 @@ class Exporter:
             return
         if given is None:
             self._own_directory = tempfile.mkdtemp(prefix="celery_durable_metrics_")
-            os.environ[DIRECTORY_VARIABLE] = self._own_directory
-            signals.worker_process_init.connect(_take_slot)
         self._directory = given or self._own_directory
         os.makedirs(str(self._directory), exist_ok=True)
+        self._reserve(str(os.getpid()))
+        os.environ[DIRECTORY_VARIABLE] = str(self._directory)
+        if given is None:
+            signals.worker_process_init.connect(self._take_slot)
         # Chosen when prometheus_client was imported, perhaps without the variable; none of our metrics is made yet.
         if not values.ValueClass._multiprocess:
             name = _slot if given is None else os.getpid
             values.ValueClass = values.MultiProcessValue(name)  # type: ignore[no-untyped-call]
+
+    def _take_slot(self, **kwargs: Any) -> None:
+        """This is a new process of the pool: it goes on with the files of the one in whose place it is."""
+        global _place
+        index = current_process_index(base=0)
+        if index is None:
+            return
+        _place = (f"slot{index}", os.getpid())
+        try:
+            self._reserve(_place[0])
+        except OSError as error:
+            self._give_up(error)
+
+    def _reserve(self, name: str) -> None:
+        """Take the room on the disk for a process's files; a write to a full one would kill the process later."""
+        if not hasattr(os, "posix_fallocate"):
+            return  # as on macOS
+        for kind in ("counter", "histogram"):
+            with open(os.path.join(str(self._directory), f"{kind}_{name}.db"), "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, FILE_SIZE)
+
+    def _give_up(self, error: OSError) -> None:
+        logger.error("This process measures nothing: there is no room for its metrics (%s).", error)
+        with suppress(ValueError):  # what the worker's main process has given up, its children don't have
+            installed_on(self._app).observers.remove(self.measuring)
 
     def _open(self) -> None:
         registry, has_told = self._registry(), False
@@ -368,6 +406,9 @@ class Exporter:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+        self._remove()
+
+    def _remove(self) -> None:
         if self._own_directory is not None:
             shutil.rmtree(self._own_directory, ignore_errors=True)
 
@@ -423,13 +464,6 @@ class MetricsStep(bootsteps.StartStopStep):
 #: The place of this process in the pool, and its process id. A new process in that place goes on with the old one's
 #: files, so that there aren't more and more of them.
 _place: tuple[str, int] = ("", 0)
-
-
-def _take_slot(**kwargs: Any) -> None:
-    global _place
-    index = current_process_index(base=0)
-    if index is not None:
-        _place = (f"slot{index}", os.getpid())
 
 
 def _slot() -> str:

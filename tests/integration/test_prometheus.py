@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.concurrency.prefork import TaskPool
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.registry import DuplicateTimeseries
 
@@ -221,6 +225,26 @@ def test_metrics_that_break_break_no_workflow(
     shop.run(workflow_id)
     assert durable.get_workflow_status(workflow_id, app=shop.app).result == 1
     assert "No space left on device" in caplog.text
+
+
+def test_a_disk_that_is_full(
+    shop: Inprocess, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A write to a file in memory would kill the process: nothing is measured then, and nothing is left behind."""
+
+    def no_room(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    exporter = prometheus.Exporter(shop.app, 9540, "127.0.0.1")
+    shop.installation.observers.add(exporter.measuring)
+    exporter.prepare(SimpleNamespace(pool_cls=TaskPool))
+    assert "measures nothing" in caplog.text
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+    assert not list(tmp_path.iterdir())
+    assert exporter.measuring not in shop.installation.observers._observers
 
 
 def test_names_follow_the_conventions(shop: Inprocess, name: str, ask: Callable[[], Scrape]) -> None:
