@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from celery import signals
+from celery.utils.log import get_multiprocessing_logger
 
 from .engine.context import current_attempt, current_step
 
@@ -66,8 +67,16 @@ def about(workflow_id: str, workflow_name: str) -> Iterator[dict[str, Any]]:
 
 def watch_celery() -> None:
     """Put a filter on the handlers that Celery makes for its logs, so that its formats can name the fields."""
-    signals.after_setup_logger.connect(_add_filter, weak=False)
+    signals.after_setup_logger.connect(_filter_workers, weak=False)
     signals.after_setup_task_logger.connect(_add_filter, weak=False)
+
+
+def _filter_workers(logger: logging.Logger, **kwargs: Any) -> None:
+    _add_filter(logger)
+    # The pool tells of dead processes in the same format, by handlers of its own.
+    pools = get_multiprocessing_logger()
+    if pools is not None:
+        _add_filter(pools)
 
 
 def _add_filter(logger: logging.Logger, **kwargs: Any) -> None:

@@ -311,7 +311,7 @@ class Call:
         logger.log(
             logging.INFO if isinstance(error, self.spec.throws) else logging.WARNING,
             "Step %s of workflow %s failed in try %d (%r), next in %.3g s.",
-            self.key, attempt.id, self.failed_tries, error, delay,
+            self.key, attempt.id, self.failed_tries, error, delay, extra={"step": self.key},
         )  # fmt: skip
         await self.save_try(delay)
         attempt.engine.observers.tell("try_recorded", attempt.id, self.key)

@@ -140,6 +140,7 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("lists", "names"): {},
     ("lists", "attempts"): {"id": "done-1"},
     ("lists", "standings"): {"lease": 15.0, "most": 100},
+    ("lists", "live"): {"most": 100_000},
     ("lists", "nodes"): {},
     ("nodes", "leave"): {"id": NODE},
     ("nodes", "forget"): {},

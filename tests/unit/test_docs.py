@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from celery.bin.celery import celery as celery_command
 
 import celery_durable as durable
@@ -29,7 +30,7 @@ from celery_durable.options import STEP_OPTIONS, step_spec
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, rows
 
-LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text"}
+LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text", "yaml"}
 SETUP = ConfigParser()
 SETUP.read(CHECKOUT / "setup.cfg")
 RUNS_ALONE = [
@@ -44,6 +45,8 @@ RUNS_ALONE = [
     "docs/django.md",
     "docs/sqlalchemy.md",
     "docs/tracing.md",
+    "docs/metrics.md",
+    "docs/logs.md",
 ]
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
@@ -84,6 +87,12 @@ def test_quoted_code_is_the_real_code(block: Block) -> None:
     real = {_unparsed(node) for name in files for node in _functions(f"example_project/{name}.py")}
     for node in ast.parse(block.text).body:
         assert _unparsed(node) in real
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml_can_be_read(block: Block) -> None:
+    """Each file of settings is one."""
+    assert yaml.safe_load(block.text)
 
 
 @pytest.mark.parametrize("block", blocks("sql"), ids=str)
