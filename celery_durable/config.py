@@ -14,6 +14,8 @@ from .text import is_storable
 
 #: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
 LONGEST = 100 * 365.25 * 86400
+#: How long what has finished is kept, in seconds: longer than any broker keeps a message.
+_RETENTION = 14 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Config:
     #: A message not taken after so long may have been lost (doubling with each try).
     republish_after: float = 60.0
     #: Finished workflows are kept for so long, all of them or by their final state; None: for ever.
-    retention: float | Mapping[str, float | None] = 14 * 86400.0
+    retention: float | Mapping[str, float | None] = _RETENTION
     #: kombu serializer of results and step values; None is the app's ``task_serializer``.
     serializer: str | None = None
     #: Largest serialized value, in bytes.
@@ -72,8 +74,8 @@ class Config:
     def kept(self) -> dict[str, float | None]:
         """For how many seconds workflows are kept, by their final state; None: for ever."""
         if isinstance(self.retention, Mapping):
-            return {**dict.fromkeys(_BY_AGE, _FIELDS["retention"].default), **self.retention}
-        return dict.fromkeys(_BY_AGE, self.retention)
+            return {state: self.retention.get(state, _RETENTION) for state in _BY_AGE}
+        return {state: self.retention for state in _BY_AGE}
 
     def _check_lease(self) -> None:
         if self.lease < 3 * self.heartbeat_interval:

@@ -73,4 +73,4 @@ DROP SCHEMA IF EXISTS {schema} CASCADE
 -- name: clear
 -- No workflow is left.
 TRUNCATE {schema}.workflow, {schema}.node, {schema}.input, {schema}.output, {schema}.checkpoint, {schema}.message,
-    {schema}.event, {schema}.awaiting, {schema}.on_cancel, {schema}.cancellation
+    {schema}.event, {schema}.awaiting, {schema}.on_cancel, {schema}.cancellation, {schema}.attempt, {schema}.sweep
