@@ -55,6 +55,16 @@ SELECT CASE WHEN pid = %(pid)s THEN set_config('statement_timeout', '0', false) 
     || set_config('client_connection_check_interval', '2s', false) END
 FROM pg_backend_pid() AS pid
 
+-- name: busy
+-- A row if another client's session builds, drops or vacuums here: that of a process that has died may still do so.
+SELECT true FROM pg_catalog.pg_locks l
+JOIN pg_catalog.pg_class c ON c.oid = l.relation
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) AND l.granted
+AND l.mode = 'ShareUpdateExclusiveLock' AND n.nspname = %(schema)s AND l.pid <> pg_backend_pid() AND a.usesysid IS NOT NULL
+LIMIT 1
+
 -- name: invalid
 -- Indexes whose building was begun, and isn't going to be ended.
 SELECT i.relname FROM pg_catalog.pg_index x

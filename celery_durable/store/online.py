@@ -75,8 +75,9 @@ def _alone(connection: Connection, schema: str) -> Generator[bool, None, None]:
     with connection.transaction():
         connection.execute(texts["seeing"].text)
         connection.execute(texts["unbounded"].text, {"lock_timeout": "0"})
-        row = connection.execute(texts["lock_build"].text, {"key": _LOCK, "schema": schema}).fetchone()
-        yield row == (True,)
+        # With its parameters sent apart, the statement would keep its snapshot until the next one.
+        cursor = psycopg.ClientCursor(connection)
+        yield cursor.execute(texts["lock_build"].text, {"key": _LOCK, "schema": schema}).fetchone() == (True,)
 
 
 def _apply(connection: Connection, schema: str) -> Building:
@@ -92,24 +93,23 @@ def _apply(connection: Connection, schema: str) -> Building:
 
 
 def _run(connection: Connection, schema: str, statement: str) -> Generator[None, None, None]:
-    """Run a statement; again, if a dead process's session is still at it."""
+    """Run a statement, when nobody else works on our tables any more: two would wait for each other."""
+    texts = Queries("migrate.sql", schema)
     while True:
+        while connection.execute(texts["busy"].text, {"schema": schema}).fetchone() is not None:
+            yield
         try:
-            yield from _drop_invalid(connection, schema, statement)
+            for (name,) in connection.execute(texts["invalid"].text, {"schema": schema}).fetchall():
+                if f" INDEX CONCURRENTLY IF NOT EXISTS {name} ON " in statement:
+                    yield from _execute(
+                        connection, in_schema("DROP INDEX CONCURRENTLY {schema}.{index}", schema, index=name)
+                    )
             yield from _execute(connection, statement)
         except CONFLICTS as error:
-            logger.info("Another session builds in the schema %r (%s), trying again.", schema, brief(error))
+            logger.info("Another session works in the schema %r (%s), trying again.", schema, brief(error))
             yield
         else:
             return
-
-
-def _drop_invalid(connection: Connection, schema: str, statement: str) -> Generator[None, None, None]:
-    names = connection.execute(Queries("migrate.sql", schema)["invalid"].text, {"schema": schema}).fetchall()
-    for (name,) in names:
-        if f" INDEX CONCURRENTLY IF NOT EXISTS {name} ON " in statement:
-            index = in_schema("{schema}." + psycopg.sql.Identifier(name).as_string(None), schema)
-            yield from _execute(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
 
 
 def _execute(connection: Connection, statement: str) -> Generator[None, None, None]:
@@ -129,4 +129,5 @@ def _execute(connection: Connection, statement: str) -> Generator[None, None, No
             connection.cancel()
             connection.close()
     if result.status == ExecStatus.FATAL_ERROR:
-        raise errors.error_from_result(result, encoding=connection.info.encoding)
+        error = errors.error_from_result(result, encoding=connection.info.encoding)
+        raise psycopg.OperationalError(brief(error)) if connection.broken else error
