@@ -16,6 +16,7 @@ from celery_durable.store import Store
 from celery_durable.store.ledger import quick
 from celery_durable.store.migrate import _LOCK as LOCK
 from celery_durable.store.migrate import clear, migrate, migrations, missing_in
+from tests.fixtures import releases
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.rig import Rig
@@ -26,7 +27,6 @@ pytestmark = pytest.mark.matrix
 ALL = sorted(migrations())
 #: Those that are missing where the first release has made the schema.
 NEWER, QUICK = ALL[1:], quick(ALL[1:])
-DUMPS = sorted(Path(__file__).with_name("schemas").iterdir())
 MIGRATE = """
 import sys
 from celery_durable.store.migrate import migrate
@@ -223,12 +223,12 @@ def first_release(empty_database_url: str, empty: Sql) -> Sql:
     return empty
 
 
-@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
+@pytest.mark.parametrize("dump", releases.DUMPS, ids=lambda dump: dump.stem)
 def test_a_released_schema_becomes_what_a_fresh_one_is(
     empty_database_url: str, empty: Sql, sql: Sql, dump: Path
 ) -> None:
     """Column by column, index by index, and nothing is left of what was."""
-    empty.connection.execute(dump.read_bytes())
+    releases.load(dump, empty)
     released = int(dump.stem)
     assert migrate(empty_database_url) == [number for number in ALL if number > released]
     assert describe(empty) == describe(sql)
