@@ -38,6 +38,9 @@ from .messages import arecv, asend, recv, send
 from .outbox import outbox
 from .patches import deprecate_patch, patched
 
+# Encryption
+from .seal import PayloadCodec
+
 # Declaring
 from .task import Step, Workflow, step, workflow
 from .timers import asleep, asleep_until, sleep, sleep_until
@@ -45,6 +48,7 @@ from .values import now, random, uuid4
 from .version import __version__
 
 __all__ = [
+    "PayloadCodec",
     "Step",
     "StepInfo",
     "Workflow",

@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from celery import Celery
-from kombu.serialization import loads
 
 from . import states
-from .errors import TryError, decode_errors
+from .errors import TryError
 from .exceptions import WorkflowNotFound
 from .installation import Installation, find
 from .serialization import Payload
@@ -142,9 +141,9 @@ def _shape_of(installation: Installation, row: WorkflowRow) -> Shape | None:
 def _value(
     installation: Installation, ok: bool | None, payload: Payload, what: str, shape: Shape | None = None
 ) -> tuple[Any, Exception | None]:
-    if not ok:
-        return None, installation.codec.decode_error(payload)
     try:
+        if not ok:
+            return None, installation.codec.decode_error(payload)
         return installation.codec.decode(payload, what, shape), None
     except Exception as error:  # noqa: BLE001 - one value that can't be read must not hide the rest
         return None, error
@@ -170,14 +169,15 @@ def _arguments(installation: Installation, row: WorkflowRow) -> tuple[tuple[Any,
     if row.body is None:
         return None, None
     try:
-        args, kwargs, _ = loads(row.body, row.content_type, row.content_encoding, accept=installation.codec.accept)
+        what = f"The message of workflow {row.id}"
+        args, kwargs, _ = installation.codec.load_message(row.body, row.content_type, row.content_encoding, what)
         return tuple(args), dict(kwargs)
     except Exception:  # noqa: BLE001 - undecodable arguments are no reason to hide the workflow
         return None, None
 
 
 def _step(installation: Installation, row: StepRow) -> StepInfo:
-    output, error = None, None
+    output, error, decode_errors = None, None, installation.codec.decode_errors
     if row.payload is not None:
         output, error = _value(installation, row.ok, row.payload, f"The result of step {row.key}")
     return StepInfo(

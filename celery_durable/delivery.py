@@ -26,7 +26,7 @@ from .engine.context import WHILE_ALIVE, Attempt, boot_time
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
 from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
-from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError, ends_process
+from .exceptions import CodecError, ConfigurationError, DurableError, WorkflowCancelledError, ends_process
 from .installation import Installation
 from .publisher import birth_of, retries_of, start_by_message
 from .request import NODE_PROPERTY
@@ -172,7 +172,10 @@ class _Message:
     def bear(self) -> bool:
         """Write the row that its producer couldn't; False if the id is taken."""
         serializer = self.task.serializer or self.task.app.conf.task_serializer
-        envelope = Envelope.of_request(self.request, serializer, self.task.name)
+        codec = self.installation.codec
+        envelope = Envelope.of_request(self.request, serializer, self.task.name).packed(codec)
+        if codec.seal.is_set:
+            envelope = envelope.without_values()
         ignored = bool(self.request.ignore_result)
         start = start_by_message(self.task, max_crashes=self.max_crashes, ignore_result=ignored)
         birth = birth_of(self.installation, envelope, self.id, start)
@@ -232,13 +235,18 @@ class _Message:
     def deliver_stored(self, stored: StoredOutcome) -> Any:
         """Return an outcome of an earlier attempt through the tracer, as that attempt would have."""
         codec = self.installation.codec
-        if stored.ok:
-            return codec.decode(stored.payload, f"The result of workflow {self.id}")
         if stored.state == states.CANCELLED:
             self.store_revoked()
             self.confirm()
             raise Ignore("the workflow was cancelled")
-        raise _as_failure(codec.decode_error(stored.payload))
+        try:
+            if stored.ok:
+                return codec.decode(stored.payload, f"The result of workflow {self.id}")
+            error = codec.decode_error(stored.payload)
+        except CodecError as unread:
+            logger.error("The outcome of the workflow %s is delivered when this worker has ended: %s", self.id, unread)
+            raise Ignore("the outcome can't be read here") from unread
+        raise _as_failure(error)
 
     def warn_of_expiry(self, seconds: float | None) -> None:
         """Warn once of a chord that will have forgotten this task when it goes on."""

@@ -250,7 +250,7 @@ def _forked(installation: Installation, forks: Sequence[Fork]) -> dict[str, date
 
 def _under(installation: Installation, message: StoredMessage, new_id: str) -> StoredMessage:
     """Return a message for another workflow, which begins anew."""
-    return Envelope.of_stored(message).under(new_id, accept=installation.codec.accept).stored(new_id, 0)
+    return Envelope.of_stored(message).under(new_id, installation.codec).stored(new_id, 0)
 
 
 def _cut(installation: Installation, workflow_id: str, from_step: str | None) -> int:

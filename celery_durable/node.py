@@ -111,7 +111,7 @@ class Node(Loop):
         self.bell.ring()
 
     def leave_to_others(self, workflow_id: Any) -> None:
-        """This worker has taken a message whose task it hasn't got."""
+        """This worker has taken a message that it can't read, or whose task it hasn't got."""
         if is_id(workflow_id):
             self._left.add(workflow_id, None)
             self.bell.ring()
