@@ -82,7 +82,8 @@ def _passed(method: Any, data: bytes, failure: str) -> bytes:
         raise  # a limit of the task, which has only met the codec
     except Exception as error:
         raise CodecError(
-            f"{failure} by durable_payload_codec ({summary(error)}): does it have the same keys wherever the app is?"
+            f"{failure} by durable_payload_codec ({summary(error).removesuffix(': ')}): does it have the same keys "
+            "wherever the app is?"
         ) from error
     if not isinstance(passed, bytes):
         raise CodecError(f"{failure}: durable_payload_codec returned {qualname_of(type(passed))} in place of bytes.")
