@@ -28,7 +28,7 @@ from .errors import TryError, decode_error, decode_errors, encode_error, sealed_
 from .exceptions import CodecError, ConfigurationError, PayloadTooLarge, SerializationError
 from .seal import NO_SEAL, Seal
 from .shapes import MODES, Mode, Shape, advice_on, fields_of
-from .text import qualname_of, summary
+from .text import printable, qualname_of, summary
 
 logger = logging.getLogger("celery_durable")
 
@@ -37,6 +37,8 @@ JSON = "application/json"
 COMPRESSED_FROM = 1024
 #: A value may be so many times as large as ``max_payload`` where it is stored compressed.
 MOST_EXPANSION = 16
+#: Characters.
+LONGEST_HEADLINE = 200
 _CONTENT_TYPE = re.compile(r"(.+?)(?:; compression=([^;]+))?(?:; shape=(json|python))?", re.DOTALL)
 _SEALED = "; codec=payload"
 _DIGEST_SIZE = 8
@@ -273,29 +275,36 @@ class Codec:
     def _most_expanded(self) -> int:
         return min(MOST_EXPANSION * self.max_payload, sys.maxsize - 1)
 
-    def encode_error(self, error: BaseException, at: datetime | None = None) -> Payload:
+    def encode_error(self, error: BaseException, at: datetime | None = None, took: float | None = None) -> Payload:
         """Describe an exception so that ``decode_error`` can rebuild it; never raises.
 
+        ``at`` is when it was raised, ``took`` how many seconds the try had taken.
         Of one that ``max_payload`` forbids the attributes are left out, then the arguments and most of the text. Of one
         that can't be sealed only the class is kept, and the rest is in the log.
         """
         if not self.seal.is_set:
-            return Payload(encode_error(error, self.max_payload, at))
+            return Payload(encode_error(error, self.max_payload, at, took))
         try:
-            return Payload(self._sealed_error(error, at))
+            return Payload(self._sealed_error(error, at, took))
         except CodecError as broken:
             logger.error("An error couldn't be encoded; only its class is kept: %s", broken, exc_info=error)
             lost = CodecError(f"{qualname_of(type(error))}, which durable_payload_codec couldn't encode: see the log.")
-            return Payload(encode_error(lost, self.max_payload, at))
+            return Payload(encode_error(lost, self.max_payload, at, took))
 
-    def _sealed_error(self, error: BaseException, at: datetime | None) -> bytes:
+    def _sealed_error(self, error: BaseException, at: datetime | None, took: float | None) -> bytes:
         limit, most = self.max_payload, self.max_payload // 4
         while True:
-            line = encode_error(error, limit, at)
+            line = encode_error(error, limit, at, took)
             sealed = sealed_line(line, self.seal.encode(line, "An error"))
             if len(sealed) <= self.max_payload or limit <= most:
                 return sealed
             limit //= 2
+
+    def headline(self, error: BaseException) -> str:
+        """Return the beginning of an error, which lists of workflows show and are searched for; of a sealed one only
+        the class.
+        """
+        return printable(qualname_of(type(error)) if self.seal.is_set else summary(error), LONGEST_HEADLINE)
 
     def rebuilt(self, error: BaseException) -> Exception:
         """Return an error as it is when it was stored and read back; one that is no Exception is a StepError then."""

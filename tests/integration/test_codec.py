@@ -24,6 +24,11 @@ from tests.fixtures.readings import as_bytes, readings
 from tests.integration.attempts import begin, clear, crash, order, status, steps
 
 SECRET = "hush-7f3Kq9-zebra-of-the-north"
+#: All that can have text in it.
+COLUMNS = """
+    SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'celery_durable'
+        AND data_type NOT IN ('boolean', 'integer', 'bigint', 'uuid', 'interval', 'timestamp with time zone')
+"""
 KEYS = [new_key(), new_key(), new_key()]
 #: Where each of these workflows' values lies in the clear if there is no codec.
 PLACES = {
@@ -82,6 +87,15 @@ def shop(open_shop: Callable[..., Inprocess], failing: Failing) -> Inprocess:
     return open_shop(failing)
 
 
+def echoing(shop: Inprocess, name: str = "order") -> Any:
+    """A workflow that returns its argument."""
+
+    def echo(text: str) -> str:
+        return text
+
+    return shop.workflow(echo, name=name)
+
+
 def declare(shop: Inprocess, elsewhere: Any = None) -> Any:
     """A workflow that has its secret in everything that a workflow can have."""
 
@@ -134,19 +148,13 @@ def declare(shop: Inprocess, elsewhere: Any = None) -> Any:
 
 def in_the_clear(*databases: Sql) -> set[str]:
     """The columns that somebody without the key could read the secret in."""
-    found = set()
-    for sql in databases:
-        for table in tables(sql):
-            for row in sql.all(f"SELECT * FROM celery_durable.{table}"):
-                for column, value in row._asdict().items():
-                    if any(SECRET.encode() in each for each in readings(as_bytes(value))):
-                        found.add(f"{table}.{column}")
-    return found
-
-
-def tables(sql: Sql) -> list[str]:
-    rows = sql.all("SELECT table_name FROM information_schema.tables WHERE table_schema = 'celery_durable'")
-    return [row.table_name for row in rows]
+    return {
+        f"{table}.{column}"
+        for sql in databases
+        for table, column in sql.all(COLUMNS)
+        for (value,) in sql.all(f"SELECT {column} FROM celery_durable.{table} WHERE {column} IS NOT NULL")
+        if any(SECRET.encode() in each for each in readings(as_bytes(value)))
+    }
 
 
 @pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "in the clear"])
@@ -178,11 +186,9 @@ def live(shop: Inprocess, task: Any, workflow_id: str, end: str, look: Callable[
     durable.send(workflow_id, end, topic="end", app=shop.app)
     seen |= look()
     outcome = shop.run(workflow_id)
-    if end == SECRET:
-        assert isinstance(outcome, Refused)
-        assert outcome.hint.count(SECRET) == 9
-    else:
-        assert outcome == [SECRET] * 6 + [2 * SECRET, SECRET]
+    told = outcome.hint if isinstance(outcome, Refused) else "".join(outcome)
+    assert isinstance(outcome, Refused) is (end == SECRET)
+    assert told.replace(SECRET, "") == ""
     return seen | look()
 
 
@@ -203,7 +209,7 @@ def test_all_of_it_can_be_seen_by_the_app(shop: Inprocess) -> None:
 
 def test_headers_show_no_arguments(shop: Inprocess) -> None:
     """Unless the caller says what they shall show."""
-    task = shop.workflow(lambda text: None, name="order")
+    task = echoing(shop)
     task.apply_async((SECRET,), task_id="w1")
     task.apply_async((SECRET,), task_id="w2", argsrepr="(a name)")
     shown = [headers_of(shop, each) for each in ("w1", "w2")]
@@ -270,7 +276,7 @@ def test_resumed_and_forked(shop: Inprocess, sql: Sql) -> None:
 
 def test_a_fork_leaves_its_chord(shop: Inprocess, sql: Sql) -> None:
     """Its message is written anew for that, and sealed again."""
-    task = shop.workflow(lambda text: text, name="order")
+    task = echoing(shop)
     chord = {"task": "note", "args": [SECRET], "kwargs": {}, "options": {}, "subtask_type": None}
     task.apply_async((SECRET,), task_id="w1", chord=chord)
     fork = durable.fork_workflow("w1", app=shop.app)
@@ -296,7 +302,7 @@ def test_a_workflow_retried_by_celery(shop: Inprocess, sql: Sql) -> None:
 
 def test_a_foreign_message_is_sealed_when_it_is_adopted(shop: Inprocess, sql: Sql) -> None:
     """Whoever sent it doesn't have us; our row has its arguments in no header either."""
-    shop.workflow(lambda text: text, name="order")
+    echoing(shop)
     body = json.dumps([[SECRET], {}, {}]).encode()
     headers = {HEADER: None, "argsrepr": SECRET, "kwargsrepr": SECRET}
     assert shop.deliver("w1", ("order", body, "application/json", "utf-8"), **headers) == SECRET
@@ -321,8 +327,12 @@ def test_a_rotation_under_a_running_workflow(open_shop: Callable[..., Inprocess]
     """A new key is known everywhere before it is used; the old one goes when nothing is left that it has encrypted."""
     stages = [KEYS[:1], KEYS[:2], [KEYS[1], KEYS[0]]]
     shops = [open_shop(Encrypted(*keys)) for keys in stages]
+
+    def body(text: str) -> Any:
+        return [text, *(durable.recv() for _ in stages)]
+
     for shop in shops:
-        shop.workflow(lambda text: [text, *(durable.recv() for _ in stages)], name="order")
+        shop.workflow(body, name="order")
     shops[0].app.tasks["order"].apply_async((SECRET,), task_id="w1")
     for number, shop in enumerate(shops):
         shop.run("w1")
@@ -364,8 +374,12 @@ def assert_names_the_setting(error: Any) -> None:
 def test_without_a_codec_a_row_of_before_is_read(open_shop: Callable[..., Inprocess]) -> None:
     """Where the setting is new, workflows that run go on, and what they write from now on is sealed."""
     before, after = open_shop(), open_shop(Encrypted(KEYS[0]))
+
+    def body(text: str) -> Any:
+        return [durable.as_step(lambda: text, name="step")(), durable.recv()]
+
     for shop in (before, after):
-        shop.workflow(lambda text: [durable.as_step(lambda: text, name="step")(), durable.recv()], name="order")
+        shop.workflow(body, name="order")
     before.app.tasks["order"].apply_async((SECRET,), task_id="w1")
     before.run("w1")
     durable.send("w1", 1, app=after.app)
@@ -458,7 +472,7 @@ def test_calls_wait_for_the_codec(shop: Inprocess, failing: Failing, call: Calla
 
 def test_a_child_waits_for_the_codec(shop: Inprocess, failing: Failing) -> None:
     """It is started later, once."""
-    child = shop.workflow(lambda text: text, name="child")
+    child = echoing(shop, "child")
     order(shop, lambda: child.delay(SECRET).id)
     message = opened(shop, "w1")
     failing.fails = ["encode"]
@@ -512,7 +526,7 @@ def test_an_atomic_step_whose_value_cannot_be_sealed_is_rolled_back(
 @pytest.mark.parametrize("act", ["start", "start many", "send", "fork"])
 def test_whoever_starts_or_sends_is_told(shop: Inprocess, failing: Failing, sql: Sql, act: str) -> None:
     """Nothing is written, and nothing is sent."""
-    task = shop.workflow(lambda text: text, name="order")
+    task = echoing(shop)
     task.apply_async((SECRET,), task_id="w1", chord={"task": "note", "args": [], "kwargs": {}, "options": {}})
     acts = {
         "start": lambda: task.delay(SECRET),
@@ -531,7 +545,7 @@ def test_an_outcome_that_cannot_be_read_is_not_delivered(shop: Inprocess, failin
     """Neither as another one: a worker that can read it does that."""
     order(shop, lambda: SECRET, ignore_result=False)
     message = opened(shop, "w1")
-    assert shop.deliver("w1", message, ignore_result=False, callbacks=[{"task": "note"}]) is not None
+    assert shop.deliver("w1", message, ignore_result=False) == SECRET
     undeliver(shop)
     failing.fails = ["decode"]
     assert isinstance(shop.deliver("w1", message), Ignore)
