@@ -45,7 +45,7 @@ class Sniffer:
     """All that a Redis is told, by whomever."""
 
     def __init__(self, url: str) -> None:
-        self.client = redis.Redis.from_url(url)
+        self.client = redis.Redis.from_url(url, socket_timeout=None)
         self.heard: list[bytes] = []
 
     @contextmanager
