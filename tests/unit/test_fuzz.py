@@ -391,7 +391,7 @@ columns = st.tuples(
 def test_any_row_of_a_step_is_shown(row: tuple[Any, ...]) -> None:
     """A step that can't be read is told as one, and hides no other."""
     now = datetime.now()
-    info = _step(SimpleNamespace(codec=CODEC), StepRow.of((*row, None, now, now)))  # type: ignore[arg-type]
+    info = _step(SimpleNamespace(codec=CODEC), StepRow.of((*row[:6], 1, *row[6:], None, now, now)))  # type: ignore[arg-type]
     assert info.state in ("RETRY", "SUCCESS", "FAILURE")
     assert info.error is None or isinstance(info.error, Exception)
 
