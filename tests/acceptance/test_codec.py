@@ -68,7 +68,7 @@ class Sniffer:
 
     def said(self, text: str) -> bool:
         """Whether a text went over it: as it is, or in base64, or compressed."""
-        return any(text.encode() in each for line in self.heard for each in readings(line))
+        return any(text.encode() in each for line in set(self.heard) for each in readings(line, depth=3))
 
 
 def with_keys(site: Site, *keys: str, **options: Any) -> Worker:

@@ -474,6 +474,60 @@ def test_calls_wait_for_the_codec(shop: Inprocess, failing: Failing, call: Calla
     assert status(shop).waiting_for in (None, "message")
 
 
+@pytest.mark.parametrize("fails", ["encode", "decode"])
+def test_steps_beside_each_other_wait_for_the_codec(shop: Inprocess, failing: Failing, fails: str) -> None:
+    """Those of a gather, in threads: each runs once, whichever could be kept."""
+    runs: list[int] = []
+    work = durable.as_step(lambda number: runs.append(number) or number, name="step")
+
+    def body() -> Any:
+        done = durable.gather(*(work.s(number) for number in range(3)))
+        return [*done, durable.recv()]
+
+    check_waits(shop, failing, fails, body, [0, 1, 2, "end"])
+    assert sorted(runs) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fails", ["encode", "decode"])
+def test_an_async_workflow_waits_for_the_codec(shop: Inprocess, failing: Failing, fails: str) -> None:
+    """Its steps on the event loop, and in threads beside it."""
+    runs: list[int] = []
+
+    async def effect(number: int) -> int:
+        runs.append(number)
+        return number
+
+    def plain(number: int) -> int:
+        runs.append(number)
+        return number
+
+    async def body() -> Any:
+        steps = [durable.as_step(effect, name="step").s(0), durable.as_step(plain, name="plain").s(1)]
+        done = await durable.agather(*steps)
+        return [*done, await durable.arecv()]
+
+    check_waits(shop, failing, fails, body, [0, 1, "end"])
+    assert sorted(runs) == [0, 1]
+
+
+def check_waits(shop: Inprocess, failing: Failing, fails: str, body: Any, result: Any) -> None:
+    """Let the codec fail in the first attempt, or in the one that follows a wait."""
+    order(shop, body)
+    message = opened(shop, "w1")
+    if fails == "decode":
+        shop.deliver("w1", message)
+        assert status(shop).waiting_for == "message"
+        durable.send("w1", "end", app=shop.app)
+    failing.fails = [fails]
+    assert isinstance(shop.deliver("w1", message), Retry)
+    assert str(status(shop).waiting_for).startswith("payload codec for ")
+    failing.fails = []
+    if fails == "encode":
+        durable.send("w1", "end", app=shop.app)
+    wake(shop)
+    assert shop.deliver("w1", message) == result
+
+
 def test_a_child_waits_for_the_codec(shop: Inprocess, failing: Failing) -> None:
     """It is started later, once."""
     child = echoing(shop, "child")
