@@ -43,6 +43,7 @@ RUNS_ALONE = [
     "docs/patterns.md",
     "docs/django.md",
     "docs/sqlalchemy.md",
+    "docs/encryption.md",
 ]
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
