@@ -161,7 +161,7 @@ class _Message:
     def end_expired(self, fence: Fence) -> bool:
         """End a workflow that hasn't begun; False if it has, for then ``expires`` doesn't count any more."""
         error = WorkflowCancelledError("The workflow wasn't started before its `expires`.")
-        verdict = self.installation.codec.encode_error(error)
+        verdict = self.installation.codec.verdict(error)
         if self.workflows.expired([self.id], verdict=verdict, patience=WHILE_ALIVE):
             return True
         if self.is_foreign and self.workflows.look(fence, patience=WHILE_ALIVE) is None:
@@ -226,7 +226,7 @@ class _Message:
     def release(self) -> None:
         """End what has passed its deadline, if nobody has done so; whoever resumes this workflow may have it now."""
         error = WorkflowCancelledError("The workflow was cancelled: its workflow_timeout has passed.")
-        verdict = self.installation.codec.encode_error(error)
+        verdict = self.installation.codec.verdict(error)
         if late := self.workflows.expire(verdict=verdict, limit=_MOST_LATE, patience=WHILE_ALIVE):
             republish_after = self.installation.config.republish_after
             self.send(self.installation.store.awaits.notify(late, republish_after, patience=WHILE_ALIVE))

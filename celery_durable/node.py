@@ -229,7 +229,7 @@ class Node(Loop):
     def _cancel(self) -> None:
         with self._revoked.taken() as revoked:
             if revoked:
-                verdict = self._installation.codec.encode_error(WorkflowCancelledError("The workflow was revoked."))
+                verdict = self._installation.codec.verdict(WorkflowCancelledError("The workflow was revoked."))
                 ids = self._store.workflows.cancel(revoked, verdict=verdict, patience=_NO_PATIENCE)
                 if ids:
                     self._recovery.notify()

@@ -291,6 +291,10 @@ class Codec:
             lost = CodecError(f"{qualname_of(type(error))}, which durable_payload_codec couldn't encode: see the log.")
             return Payload(encode_error(lost, self.max_payload, at, took))
 
+    def verdict(self, error: Exception) -> Payload:
+        """Describe an error of our own, which has no value of the app's in it: never sealed, whoever gives it."""
+        return Payload(encode_error(error, self.max_payload))
+
     def _sealed_error(self, error: BaseException, at: datetime | None, took: float | None) -> bytes:
         limit, most = self.max_payload, self.max_payload // 4
         while True:

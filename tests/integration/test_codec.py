@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 import celery_durable as durable
 from celery_durable.engine.context import running
 from celery_durable.envelope import HEADER, Envelope
-from celery_durable.exceptions import CodecError, SerializationError
+from celery_durable.exceptions import CodecError, SerializationError, WorkflowCancelledError
 from celery_durable.seal import HIDDEN
 from celery_durable.testing import History, history_of, replay
 from tests.fixtures.codecs import Encrypted, Failing, new_key
@@ -579,6 +579,19 @@ def test_an_atomic_step_whose_value_cannot_be_sealed_is_rolled_back(
     wake(shop)
     assert shop.run("w1") == SECRET
     assert sql.value("SELECT count(*) FROM effects") == 1
+
+
+def test_a_verdict_needs_no_codec(shop: Inprocess, open_shop: Callable[..., Inprocess], failing: Failing) -> None:
+    """Whoever cancels a workflow, and whoever waits for it, may have none: there is no value of the app's in it."""
+    task = echoing(shop)
+    for workflow_id, other in (("w1", shop), ("w2", open_shop())):
+        task.apply_async((SECRET,), task_id=workflow_id)
+        failing.fails = ["encode", "decode"]
+        assert durable.cancel_workflow(workflow_id, app=other.app)
+        for each in (shop, other):
+            with pytest.raises(WorkflowCancelledError):
+                durable.WorkflowHandle(workflow_id, app=each.app).get()
+        failing.fails = []
 
 
 @pytest.mark.parametrize("act", ["start", "start many", "send", "fork"])
