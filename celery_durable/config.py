@@ -9,8 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 from .exceptions import ConfigurationError
+from .seal import PayloadCodec, is_codec
 from .states import CANCELLED, DEAD, FAILURE, SUCCESS
-from .text import is_storable
+from .text import is_storable, qualname_of
 
 #: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
 LONGEST = 100 * 365.25 * 86400
@@ -47,6 +48,8 @@ class Config:
     serializer: str | None = None
     #: Largest serialized value, in bytes.
     max_payload: int = 16 * 1024 * 1024
+    #: Encodes, or encrypts, whatever of a workflow is stored or sent; an object, or its dotted path.
+    payload_codec: PayloadCodec | str | None = field(default=None, repr=False)
     nondeterminism: str = "error"
     #: Show each executed step as a task in Flower and ``celery events``; "auto": while the worker sends task events.
     step_events: str | bool = "auto"
@@ -164,6 +167,8 @@ def _converted(name: str, value: Any) -> Any:
     default = _FIELDS[name].default
     if name in _CHOICES:
         return value
+    if name == "payload_codec":
+        return _codec(value, setting)
     if isinstance(default, bool):
         return _typed(value, bool, setting, "True or False")
     if isinstance(default, int):
@@ -191,6 +196,16 @@ def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:
         # The value itself stays out of the text: it may be a connection string.
         raise ConfigurationError(f"{setting} must be {description}, not a value of type {type(value).__name__}.")
     return value
+
+
+def _codec(value: Any, setting: str) -> Any:
+    """Return it as it was given: what a dotted path names is imported when it is first needed."""
+    if is_codec(value) or (isinstance(value, str) and value):
+        return value
+    kind = f"the class {qualname_of(value)}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
+    raise ConfigurationError(
+        f"{setting} must be an object with the methods encode(data) and decode(data), or its dotted path, not {kind}."
+    )
 
 
 def _identifier(value: str, setting: str) -> str:

@@ -234,4 +234,4 @@ class Recovery:
         return count
 
     def _verdict(self, error: Exception) -> Payload:
-        return self.engine.codec.encode_error(error)
+        return self.engine.codec.verdict(error)

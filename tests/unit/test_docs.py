@@ -47,6 +47,7 @@ RUNS_ALONE = [
     "docs/tracing.md",
     "docs/metrics.md",
     "docs/logs.md",
+    "docs/encryption.md",
 ]
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
