@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -14,7 +15,7 @@ import click
 
 #: Characters of a value in a table.
 LONGEST_VALUE = 2_000
-_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+_UNITS: tuple[tuple[int, str, int, str], ...] = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
 def echo_json(value: Any) -> None:
@@ -77,7 +78,7 @@ def duration(seconds: float) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    size, unit, smaller, rest_unit = next(units for units in _UNITS if seconds >= units[0])
+    size, unit, smaller, rest_unit = next(each for each in _UNITS if seconds >= each[0])
     whole, rest = divmod(seconds, size)
     return f"{whole:.0f} {unit} {rest // smaller:.0f} {rest_unit}"
 
@@ -90,12 +91,12 @@ def number(count: int, most: int | None = None) -> str:
 @contextmanager
 def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show how far long work has come, on a terminal; gives what is called with how many are done now."""
-    err = click.get_text_stream("stderr")
+    err = sys.stderr
     if not err.isatty():
         yield lambda done: None
         return
     # Without a length click wants something to go through; it isn't gone through.
-    things = None if length is not None else (thing for thing in ())
+    things: Iterator[int] | None = None if length is not None else (each for each in range(0))
     bar: Any = click.progressbar(things, length, label, file=err, show_pos=True)
     with bar:
         yield bar.update
