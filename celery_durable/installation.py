@@ -20,6 +20,7 @@ from .engine.observer import Observers
 from .exceptions import NotInstalled
 from .monitoring import LogObserver
 from .recovery import Recovery, Send
+from .running import Running
 from .serialization import Codec
 from .step_events import StepEvents
 from .store import Host, Listener, Store
@@ -35,7 +36,9 @@ class Installation:
     def __init__(self, app: Celery, settings: dict[str, Any]) -> None:
         self.app = app
         self.settings = settings
+        self.running = Running()
         self.observers = Observers()
+        self.observers.add(self.running)
         self.observers.add(LogObserver())
         self.observers.add(StepEvents(app))
         self.observers.add(DjangoConnections())

@@ -87,11 +87,12 @@ def ids_in(ids: Sequence[str], filters: Mapping[str, Any]) -> list[str] | None:
         raise click.UsageError("Name the workflows by ids, or by filters, not by both.")
     if filters:
         return None
+    named = [each for each in ids if each != "-"]
     if "-" in ids or (not ids and not sys.stdin.isatty()):
-        ids = [*(each for each in ids if each != "-"), *_lines()]
-    elif not ids:
+        named += [each.rstrip("\r\n") for each in sys.stdin if each.strip()]
+    if not named and "-" not in ids:
         raise click.UsageError("Which workflows? Give ids, - to read them from standard input, or filters.")
-    return list(dict.fromkeys(ids))
+    return list(dict.fromkeys(named))
 
 
 def counted(app: Any, filters: Mapping[str, Any]) -> dict[str, int]:
@@ -111,7 +112,3 @@ def matching(app: Any, filters: Mapping[str, Any]) -> Iterator[list[str]]:
     while page := durable.list_workflows(**filters, after=after, limit=BATCH, max_payload=0, app=app):
         yield [status.id for status in page]
         after = page[-1]
-
-
-def _lines() -> list[str]:
-    return [each.rstrip("\r\n") for each in sys.stdin if each.strip()]

@@ -83,8 +83,7 @@ def show(ctx: click.Context, id: str, tracebacks: bool, full: bool, as_json: boo
     from .tables import Page
 
     page = Page(no_color=ctx.obj.no_color)
-    page.facts(status)
-    page.values(status, full=full)
+    page.facts(status, full=full)
     page.timeline(timeline(status, attempts, steps, datetime.now(timezone.utc)), steps)
     page.attempts(attempts)
     page.messages(messages)

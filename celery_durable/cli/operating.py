@@ -141,5 +141,5 @@ def _tell(what: str, numbers: list[int], as_json: bool) -> None:
 def _all_is_well(found: durable.Health) -> str:
     alive = sum(node.alive for node in found.nodes)
     running = sum(node.running for node in found.nodes)
-    swept = f"the last sweep was {duration(found.sweep_age)} ago" if found.sweep_age is not None else "no sweep yet"
-    return f"ok: {alive} workers run {running} workflows, {swept}, {found.dead} are DEAD"
+    swept = "never" if found.sweep_age is None else f"{duration(found.sweep_age)} ago"
+    return f"ok: workers: {alive}, running: {running}, dead: {found.dead}, last sweep: {swept}"

@@ -61,9 +61,8 @@ def line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def short(value: Any, limit: int = LONGEST_VALUE) -> str:
-    """Return a value in one line of bounded length."""
-    text = value if isinstance(value, str) else text_of(value)
+def short(text: str, limit: int = LONGEST_VALUE) -> str:
+    """Return text in one line of bounded length."""
     return line(text if len(text) <= limit else f"{text[: limit - 1]}…")
 
 

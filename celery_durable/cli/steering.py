@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ _ids = click.argument("ids", nargs=-1)
 @handle_preload_options
 def cancel(ctx: click.Context, ids: Sequence[str], children: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """End workflows as CANCELLED: by IDS (- reads them from standard input, one a line), or by filters."""
-    app = app_of(ctx)
+    app, filters = app_of(ctx), filters_in(options)
 
     def act(chosen: list[str]) -> list[dict[str, Any]]:
         cancelled = set(durable.cancel_workflows(chosen, children=children, app=app))
@@ -41,8 +42,8 @@ def cancel(ctx: click.Context, ids: Sequence[str], children: bool, yes: bool, as
         others = sorted(cancelled - set(chosen))
         return [{"id": each, "cancelled": each in cancelled} for each in [*chosen, *others]]
 
-    done = _each(app, "Cancel", act, ids, options, states.LIVE, yes=yes)
-    _tell(done, as_json, lambda each: "cancelled" if each["cancelled"] else "had ended before", by_id=bool(ids))
+    done = _each(app, "Cancel", act, ids, filters, states.LIVE, yes=yes)
+    _tell(done, as_json, lambda each: "cancelled" if each["cancelled"] else "had ended before", filters)
 
 
 @click.command(cls=DurableCommand)
@@ -54,13 +55,13 @@ def cancel(ctx: click.Context, ids: Sequence[str], children: bool, yes: bool, as
 @handle_preload_options
 def resume(ctx: click.Context, ids: Sequence[str], yes: bool, as_json: bool, **options: Any) -> None:
     """Let workflows go on that are CANCELLED, DEAD or in FAILURE: by IDS (- reads them), or by filters."""
-    app = app_of(ctx)
+    app, filters = app_of(ctx), filters_in(options)
 
     def act(chosen: list[str]) -> list[dict[str, Any]]:
         return [{"id": handle.id} for handle in durable.resume_workflows(chosen, app=app)]
 
-    done = _each(app, "Resume", act, ids, options, states.FINAL - {states.SUCCESS}, yes=yes)
-    _tell(done, as_json, lambda each: "resumed", by_id=bool(ids))
+    done = _each(app, "Resume", act, ids, filters, states.FINAL - {states.SUCCESS}, yes=yes)
+    _tell(done, as_json, lambda each: "resumed", filters)
 
 
 @click.command(cls=DurableCommand)
@@ -82,22 +83,23 @@ def fork(
     **options: Any,
 ) -> None:
     """Start new workflows with what others had completed before a step: by IDS (- reads them), or by filters."""
-    app = app_of(ctx)
+    app, filters = app_of(ctx), filters_in(options)
+    if new_id is not None and (filters or len(ids) != 1):
+        raise click.UsageError("--new-id is for the fork of one workflow, named by its id.")
 
     def act(chosen: list[str]) -> list[dict[str, Any]]:
         if new_id is None:
             handles = durable.fork_workflows(chosen, from_step, app=app)
-        elif len(chosen) == 1:
-            handles = [durable.fork_workflow(chosen[0], from_step, new_id, app=app)]
         else:
-            raise click.UsageError("--new-id is for the fork of one workflow, named by its id.")
+            handles = [durable.fork_workflow(each, from_step, new_id, app=app) for each in chosen]
         forks = [durable.get_workflow_status(handle.id, max_payload=0, app=app) for handle in handles]
         return [{"id": each.id, "forked_from": each.forked_from} for each in forks]
 
-    if new_id is not None and filters_in(options):
-        raise click.UsageError("--new-id is for the fork of one workflow, named by its id.")
-    done = _each(app, "Fork", act, ids, options, states.ALL, yes=yes)
-    _tell(done, as_json, lambda each: f"forked from {line(each['forked_from'] or '?')}", by_id=bool(ids))
+    done = _each(app, "Fork", act, ids, filters, states.ALL, yes=yes)
+    if filters or as_json:
+        _tell(done, as_json, lambda each: "forked", filters)
+    else:
+        _tell(done, as_json, lambda each: f"forked from {line(each['forked_from'])}", filters)
 
 
 @click.command(cls=DurableCommand)
@@ -136,10 +138,9 @@ def _parsed(message: str) -> Any:
 
 
 def _each(
-    app: Any, verb: str, act: Act, ids: Sequence[str], options: Mapping[str, Any], fitting: Iterable[str], *, yes: bool
+    app: Any, verb: str, act: Act, ids: Sequence[str], filters: Mapping[str, Any], fitting: Iterable[str], *, yes: bool
 ) -> list[dict[str, Any]]:
     """Act on all workflows that are meant: those that were named at once, those that match when that is confirmed."""
-    filters = filters_in(options)
     named = ids_in(ids, filters)
     if named is not None:
         return _in_batches(verb, act, len(named), (named[at : at + BATCH] for at in range(0, len(named), BATCH)))
@@ -147,7 +148,7 @@ def _each(
     counts = counted(app, filters)
     if not counts:
         return []
-    ask(f"{verb} {told(counts)}?", yes=yes)
+    ask(f"{verb} these workflows: {told(counts)}?", yes=yes)
     return _in_batches(verb, act, sum(counts.values()), matching(app, filters))
 
 
@@ -165,12 +166,13 @@ def _in_batches(verb: str, act: Act, length: int, batches: Iterator[list[str]]) 
     return done
 
 
-def _tell(done: list[dict[str, Any]], as_json: bool, what: Callable[[dict[str, Any]], str], *, by_id: bool) -> None:
-    """Print what has become of each, or, of those that were found by filters, how many there are."""
+def _tell(done: list[dict[str, Any]], as_json: bool, word: Callable[[dict[str, Any]], str], filters: Any) -> None:
+    """Print what has become of each, or, of those that were found by filters, of how many."""
     if as_json:
         echo_json(done)
-    elif by_id:
+    elif not filters:
         for each in done:
-            click.echo(f"{line(each['id'])}: {what(each)}")
+            click.echo(f"{line(each['id'])}: {word(each)}")
     else:
-        click.echo(f"{len(done):,} workflows" if done else "no workflow matches")
+        counts = Counter(map(word, done))
+        click.echo(", ".join(f"{count:,} {each}" for each, count in counts.items()) or "no workflow matches")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,7 +20,7 @@ import celery_durable as durable
 
 from ..timeline import WORKFLOW, Timeline
 from .chart import draw, legend
-from .output import duration, line, moment, short
+from .output import LONGEST_VALUE, duration, line, moment, short, text_of
 
 _STYLES = {
     "ENQUEUED": "cyan",
@@ -60,8 +61,9 @@ class Page:
             )  # fmt: skip
         self._console.print(table)
 
-    def facts(self, status: durable.WorkflowStatus) -> None:
-        """Print how a workflow stands."""
+    def facts(self, status: durable.WorkflowStatus, *, full: bool) -> None:
+        """Print how a workflow stands, what it was given, and what has become of it; cut off unless ``full``."""
+        limit = sys.maxsize if full else LONGEST_VALUE
         facts: dict[str, RenderableType] = {
             "id": line(status.id),
             "task": line(status.name),
@@ -77,19 +79,13 @@ class Page:
             "parent": line(status.parent_id or ""),
             "root": line(status.root_id or "") if status.root_id != status.id else "",
             "forked from": line(status.forked_from or ""),
+            "args": short(text_of(status.args), limit),
+            "kwargs": short(text_of(status.kwargs), limit),
         }
-        self._grid(facts)
-
-    def values(self, status: durable.WorkflowStatus, *, full: bool) -> None:
-        """Print what a workflow was given, and what has become of it."""
-        limit = 2**63 if full else 2_000
-        facts = {"args": short(status.args, limit), "kwargs": short(status.kwargs, limit)}
-        if status.error_text:
-            facts["error"] = short(status.error_text, limit)
-        elif status.error is not None:
-            facts["error"] = short(f"{type(status.error).__name__}: {status.error}", limit)
+        if status.error is not None or status.error_text:
+            facts["error"] = short(status.error_text or text_of(status.error), limit)
         elif status.state == "SUCCESS":
-            facts["result"] = short(status.result, limit)
+            facts["result"] = short(text_of(status.result), limit)
         self._grid(facts)
 
     def timeline(self, time: Timeline, steps: Sequence[durable.StepInfo]) -> None:
@@ -103,7 +99,8 @@ class Page:
             took = sum((bar.end - bar.start).total_seconds() for bar in lane.bars if bar.kind in ("try", "running"))
             name = Text(line(lane.name), "bold") if lane.key == WORKFLOW else Text(line(lane.key))
             table.add_row(
-                name, _state(lane.state), draw(lane, time, width, ascii_only=ascii_only), duration(took),
+                name, _state(lane.state), draw(lane, time, width, ascii_only=ascii_only),
+                duration(took) if took else "",
                 str(tries.get(lane.key) or ""), Text(line(lane.child_id or "")),
             )  # fmt: skip
         if len(time.lanes) > _MOST_LANES:
@@ -127,7 +124,10 @@ class Page:
         table = _table("message", "topic", "sent", "taken by")
         for each in messages:
             table.add_row(
-                Text(short(each.message)), Text(line(each.topic)), moment(each.sent_at), Text(line(each.taken_by or ""))
+                Text(short(text_of(each.message))),
+                Text(line(each.topic)),
+                moment(each.sent_at),
+                Text(line(each.taken_by or "")),
             )
         if messages:
             self._print("messages", table)
@@ -136,7 +136,7 @@ class Page:
         """Print what it has published."""
         table = _table("event", "value")
         for key, value in events.items():
-            table.add_row(Text(line(key)), Text(short(value)))
+            table.add_row(Text(line(key)), Text(short(text_of(value))))
         if events:
             self._print("events", table)
 
