@@ -15,6 +15,8 @@ import click
 
 #: Characters of a value in a table.
 LONGEST_VALUE = 2_000
+#: Bits of a number that Python is willing to write in decimals.
+_LONGEST_INT = 10_000
 _UNITS: tuple[tuple[int, str, int, str], ...] = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
@@ -31,7 +33,9 @@ def as_json(value: Any) -> Any:
     """Return a value as JSON has it: dataclasses by their fields, times in ISO 8601, anything else by its repr."""
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, int | float):
+    if isinstance(value, int):
+        return value if value.bit_length() <= _LONGEST_INT else text_of(value)
+    if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, datetime):
         return value.isoformat()

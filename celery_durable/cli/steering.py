@@ -170,9 +170,10 @@ def _tell(done: list[dict[str, Any]], as_json: bool, word: Callable[[dict[str, A
     """Print what has become of each, or, of those that were found by filters, of how many."""
     if as_json:
         echo_json(done)
-    elif not filters:
+    elif not done:
+        click.echo("nothing to do")
+    elif filters:
+        click.echo(", ".join(f"{count:,} {each}" for each, count in Counter(map(word, done)).items()))
+    else:
         for each in done:
             click.echo(f"{line(each['id'])}: {word(each)}")
-    else:
-        counts = Counter(map(word, done))
-        click.echo(", ".join(f"{count:,} {each}" for each, count in counts.items()) or "no workflow matches")
