@@ -124,7 +124,11 @@ class Node(Loop):
         self._timer_due = min(self._timer_due, time.monotonic() + seconds)
         self.bell.ring()
 
-    # What the worker tells.
+    # What the worker asks and tells.
+
+    def requests(self) -> list[Any]:
+        """Return the requests that are in execution here, the one that has run longest first."""
+        return self._registry.requests()
 
     def watch_pool(self, pids: Callable[[], set[int]], notice_deaths: Callable[[], None]) -> None:
         """Watch the pool's processes, and tell it at once when one has died. A green pool has none."""

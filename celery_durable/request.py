@@ -297,6 +297,12 @@ class Registry:
         with self._lock:
             return any(request.id == workflow_id for request in self._requests)
 
+    def requests(self) -> list[Any]:
+        """Return those that a process of the pool has accepted, in that order."""
+        with self._lock:
+            accepted = [request for request in self._requests if request.time_start is not None]
+        return sorted(accepted, key=lambda request: request.time_start)
+
     def of_process(self, pid: int) -> list[Any]:
         """Return the requests that a pool process has."""
         with self._lock:
