@@ -28,6 +28,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 
+nitpicky = True
 # Nothing is downloaded when the pages are built, so other projects' names lead nowhere.
 nitpick_ignore_regex = [
     ("py:.*", r"(billiard|celery|collections|datetime|kombu|os|typing|uuid)\..*"),
