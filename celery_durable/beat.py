@@ -34,7 +34,7 @@ def add_recovery(app: Celery, installation: Installation) -> None:
     @app.task(name=TASK, shared=False, ignore_result=True, bind=True)
     def recover(self: Any) -> dict[str, int]:
         """Run all duties of the recovery once; return what each has found."""
-        return installation.recovery(partial(send_stored, app), patience=_PATIENCE).sweep()
+        return installation.recovery(partial(send_stored, app), sweeper="beat", patience=_PATIENCE).sweep()
 
     def schedule(sender: Celery, **kwargs: Any) -> None:
         config = installation.read_config()

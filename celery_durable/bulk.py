@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from . import outbox
+from . import outboxes
 from .broker import producer as broker_producer
 from .calls import caller_of, forbid_in_plain_function
 from .client import CALLER_PATIENCE
@@ -49,7 +49,7 @@ def _start(batch: Sequence[Unpublished], tasks: Sequence[Any]) -> list[WorkflowH
     installation = installed_on(tasks[0].app)
     if any(task.app is not installation.app for task in tasks):
         raise ConfigurationError("enqueue_many() starts the workflows of one app: call it once for each app.")
-    box = outbox.current(installation)
+    box = outboxes.current(installation)
     if box is not None:
         for each in batch:
             published, taken_by = box.publish(replace(each.birth, delay=each.birth.delay or 0.0))

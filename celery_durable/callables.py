@@ -15,7 +15,7 @@ from .engine.context import Attempt, current_attempt, current_plain_step, curren
 from .engine.limits import soft_limit
 from .engine.step import Body, StepSpec, call_step
 from .exceptions import NotInWorkflow
-from .outbox import runner
+from .outboxes import runner
 
 T = TypeVar("T")
 

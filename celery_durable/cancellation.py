@@ -8,7 +8,7 @@ from .client import CALLER_PATIENCE
 from .envelope import send_stored
 from .exceptions import WorkflowCancelledError
 from .installation import Installation
-from .outbox import current
+from .outboxes import current
 
 
 def cancel_all(installation: Installation, ids: Collection[str], *, children: bool) -> list[str]:

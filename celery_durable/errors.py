@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import PurePath
 from types import GetSetDescriptorType, MemberDescriptorType
@@ -58,14 +58,19 @@ class TryError:
     message: str
     traceback: str
     at: datetime | None = None
+    #: When the try began.
+    started_at: datetime | None = None
 
 
-def encode_error(error: BaseException, limit: int, at: datetime | None = None) -> bytes:
+def encode_error(error: BaseException, limit: int, at: datetime | None = None, took: float | None = None) -> bytes:
     """Describe an exception, in a line from which ``decode_error`` can rebuild it; never raises.
 
+    ``at`` is when it was raised, ``took`` how many seconds the try had taken.
     Of one that takes more bytes than the limit the attributes are left out, then the arguments and most of the text.
     """
-    when = {} if at is None else {"at": at.isoformat()}
+    when: dict[str, Any] = {} if at is None else {"at": at.isoformat()}
+    if took is not None:
+        when["took"] = round(took, 6)
     try:
         return _told({**_described(error, iter(range(MOST_NESTED))), **when}, limit)
     except Exception as broken:  # noqa: BLE001 - an error may be broken in any way, and must still be told
@@ -94,7 +99,7 @@ def _told(facts: dict[str, Any], limit: int) -> bytes:
     if len(text) > limit:
         shorter = max(limit // _LONGEST_IN_JSON, 1)
         texts = {name: printable(facts[name], shorter) for name in ("message", "traceback")}
-        text = json.dumps({**{name: facts[name] for name in ("type", "at") if name in facts}, **texts})
+        text = json.dumps({**{name: facts[name] for name in ("type", "at", "took") if name in facts}, **texts})
     return text.encode()
 
 
@@ -199,12 +204,14 @@ def _without_middle(text: str, limit: int) -> str:
 def _try_error(line: bytes) -> TryError:
     try:
         facts = json.loads(line)
-        at = facts.get("at")
+        at = None if facts.get("at") is None else datetime.fromisoformat(facts["at"])
+        took = facts.get("took")
         return TryError(
             type=printable(facts["type"].replace(":", ".")),
             message=printable(facts["message"], TRACEBACK_LIMIT),
             traceback=printable(facts["traceback"], TRACEBACK_LIMIT),
-            at=None if at is None else datetime.fromisoformat(at),
+            at=at,
+            started_at=None if at is None or took is None else at - timedelta(seconds=took),
         )
     except Exception as error:  # noqa: BLE001 - what is stored isn't trusted to have any shape
         return TryError("", f"The error of this try can't be read back ({summary(error)}).", "")

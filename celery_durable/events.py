@@ -13,7 +13,7 @@ from celery import Celery
 from . import states
 from .callables import off_the_loop
 from .calls import awaited, bind, caller_of, check_name, only_in_workflow, run_here
-from .client import CALLER_PATIENCE
+from .client import CALLER_PATIENCE, Omitted, readable
 from .config import timeout_of
 from .engine.context import Attempt, in_plain_function
 from .engine.post import publish
@@ -84,17 +84,19 @@ def aget_event(
     return awaited(attempt, _listening(attempt, workflow_id, key, timeout, default), "durable.get_event(…)")
 
 
-def list_workflow_events(id: str, app: Celery | None = None) -> dict[str, Any]:
+def list_workflow_events(id: str, max_payload: int | None = None, app: Celery | None = None) -> dict[str, Any]:
     """Return all that a workflow has published, by key. Allowed in steps.
 
-    Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
+    A value that can't be read is the SerializationError that says why; one that takes more than ``max_payload`` bytes
+    is an Omitted. Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
-    found = installation.store.events.of_workflow(id, patience=CALLER_PATIENCE)
+    found = installation.store.events.of_workflow(id, most=max_payload, patience=CALLER_PATIENCE)
     if not found and not installation.store.workflows.names_of([id], patience=CALLER_PATIENCE):
         raise WorkflowNotFound(f"There is no workflow {id!r}: its id is wrong, or retention has removed it.")
     return {
-        key: installation.codec.decode(payload, f"The event {key} of workflow {id}") for key, payload in found.items()
+        key: Omitted(size) if payload is None else readable(installation, payload, f"The event {key} of workflow {id}")
+        for key, (payload, size) in found.items()
     }
 
 

@@ -9,8 +9,8 @@ from celery.result import GroupResult
 
 from .engine.context import current_attempt, current_step
 from .exceptions import ConfigurationError
-from .gather import gather
 from .handle import WorkflowHandle
+from .together import gather
 
 
 class DurableGroupResult(GroupResult):

@@ -26,7 +26,7 @@ from .engine.wait import Ends
 from .engine.waiting import IN_THREAD, complete
 from .exceptions import ConfigurationError, DurableError, NotAllowedInStep, NotInWorkflow
 from .installation import Installation, find
-from .outbox import forbid_in_outbox
+from .outboxes import forbid_in_outbox
 from .shapes import Shape
 from .store.rows import WorkflowRow
 

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from celery import Celery, _state
 
@@ -117,7 +118,15 @@ class Installation:
         config = self.config
         return Listener.of(self.url, config.schema, lease=config.lease)
 
-    def recovery(self, send: Send, *, store: Store | None = None, patience: float) -> Recovery:
+    def recovery(
+        self,
+        send: Send,
+        *,
+        sweeper: str = "command",
+        node: UUID | None = None,
+        store: Store | None = None,
+        patience: float,
+    ) -> Recovery:
         """Return the duties of the recovery, which send with ``send``."""
         config = self.config
         return Recovery(
@@ -126,6 +135,8 @@ class Installation:
             send=send,
             retention=config.retention,
             patience=patience,
+            sweeper=sweeper,
+            node=node,
         )
 
     def _store(self, make: Callable[..., Store]) -> Store:

@@ -19,7 +19,7 @@ from .envelope import Envelope, check_id, send_stored
 from .exceptions import DatabaseUnavailable, WorkflowConflict, WorkflowNotFound
 from .handle import WorkflowHandle
 from .installation import Installation, find
-from .outbox import current, forbid_in_outbox
+from .outboxes import current, forbid_in_outbox
 from .store import Fork
 from .store.rows import StoredMessage
 
@@ -151,7 +151,7 @@ def _chosen(
         return lambda: wanted
     if not filters:
         raise ValueError("Which workflows? Pass ids, or filters such as name=… or state=….")
-    asked = {"state": sorted(fitting), "limit": MOST + 1, **filters}
+    asked = {"state": sorted(fitting), "limit": MOST + 1, "max_payload": 0, **filters}
 
     def find_them() -> list[str]:
         found = sorted(each.id for each in list_workflows(app=installation.app, **asked))

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery
 
-from . import outbox
+from . import outboxes
 from .callables import in_outbox
 from .calls import awaited, bind, caller_of, check_name, forbid_in_plain_function, only_in_workflow, run_here
 from .client import CALLER_PATIENCE
@@ -109,7 +109,7 @@ def _send(installation: Installation, workflow_id: str, message: Any, topic: str
     forbid_in_plain_function("send messages")
     payload = installation.codec.encode(message, f"The message to workflow {workflow_id}")
     letter = Letter(workflow_id, topic, key or str(uuid.uuid4()), payload)
-    box = outbox.current(installation)
+    box = outboxes.current(installation)
     if not (_send_now(installation, letter) if box is None else box.put(letter)):
         raise _unsendable(installation, workflow_id)
 

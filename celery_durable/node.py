@@ -60,7 +60,9 @@ class Node(Loop):
             able=self._is_able,
         )
         self._store = installation.store_of_one_thread()
-        self._recovery = installation.recovery(self._send, store=self._store, patience=_NO_PATIENCE)
+        self._recovery = installation.recovery(
+            self._send, sweeper="node", node=self.id, store=self._store, patience=_NO_PATIENCE
+        )
         self._listener = installation.listener()
         self._lost, self._killed, self._revoked = _Box(lock()), _Box(lock()), _Box(lock())
         self._left, self._pace = _Box(lock()), Pace(_LEFT_FOR, _MOST_LEFT)

@@ -35,8 +35,8 @@ from .engine.wait import record_of
 from .envelope import TIMEOUT_HEADER, Envelope, check_id, is_id
 from .exceptions import ConfigurationError, DatabaseUnavailable, WorkflowConflict
 from .installation import Installation, installed_on
-from .outbox import Box
-from .outbox import current as current_box
+from .outboxes import Box
+from .outboxes import current as current_box
 from .store import Birth
 from .store.rows import Checkpoint, Published
 from .text import printable

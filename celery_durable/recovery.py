@@ -38,6 +38,9 @@ class Recovery:
     send: Send
     retention: float
     patience: float
+    #: Who sweeps, of which kind and on which node.
+    sweeper: str = "command"
+    node: UUID | None = None
 
     def sweep(self) -> dict[str, int]:
         """Do all duties once; return how many workflows each has found.
@@ -63,7 +66,14 @@ class Recovery:
                 logger.warning("The recovery duty %r failed; the next sweep does it. %s", name, error)
             except Exception:
                 logger.exception("The recovery duty %r failed; the next sweep does it.", name)
+        self._note(found)
         return found
+
+    def _note(self, found: dict[str, int]) -> None:
+        try:
+            self.store.nodes.swept(self.sweeper, self.node, found, patience=self.patience)
+        except DatabaseUnavailable as error:
+            logger.warning("It isn't noted that a sweep has ended, only `durable health` asks for that. %s", error)
 
     def is_behind(self, found: dict[str, int]) -> bool:
         """Tell from what a sweep has found whether the next one is due at once."""
@@ -110,15 +120,19 @@ class Recovery:
         return self.store.workflows.next_due(patience=self.patience)
 
     def _rescued(self, node: UUID | None, lost: Collection[str]) -> Iterator[list[str]]:
-        verdict = self._verdict(
-            WorkflowDead(
-                "The workflow was given up: its worker died more often than max_recovery_attempts allows "
-                "since its last completed step."
-            )
+        error = WorkflowDead(
+            "The workflow was given up: its worker died more often than max_recovery_attempts allows "
+            "since its last completed step."
         )
         for _ in range(MOST_BATCHES):
             rows = self.store.workflows.rescue(
-                node, lost, lease=self.engine.lease, verdict=verdict, limit=BATCH, patience=self.patience
+                node,
+                lost,
+                lease=self.engine.lease,
+                verdict=self._verdict(error),
+                error=self.engine.codec.headline(error),
+                limit=BATCH,
+                patience=self.patience,
             )
             for workflow_id, state in rows:
                 if state == states.DEAD:

@@ -25,13 +25,15 @@ from kombu.utils.json import dumps as json_dumps
 from .errors import decode_error, encode_error
 from .exceptions import ConfigurationError, PayloadTooLarge, SerializationError
 from .shapes import MODES, Mode, Shape, advice_on, fields_of
-from .text import summary
+from .text import printable, summary
 
 JSON = "application/json"
 #: Smaller values aren't compressed.
 COMPRESSED_FROM = 1024
 #: A value may be so many times as large as ``max_payload`` where it is stored compressed.
 MOST_EXPANSION = 16
+#: Characters.
+LONGEST_HEADLINE = 200
 _CONTENT_TYPE = re.compile(r"(.+?)(?:; compression=([^;]+))?(?:; shape=(json|python))?", re.DOTALL)
 #: How to expand only so far what kombu's decoders expand without bounds; a Python may lack a library.
 _BOUNDED: list[tuple[Any, Callable[[], Any]]] = [
@@ -194,12 +196,17 @@ class Codec:
     def _most_expanded(self) -> int:
         return min(MOST_EXPANSION * self.max_payload, sys.maxsize - 1)
 
-    def encode_error(self, error: BaseException, at: datetime | None = None) -> Payload:
+    def encode_error(self, error: BaseException, at: datetime | None = None, took: float | None = None) -> Payload:
         """Describe an exception so that ``decode_error`` can rebuild it; never raises.
 
+        ``at`` is when it was raised, ``took`` how many seconds the try had taken.
         Of one that ``max_payload`` forbids the attributes are left out, then the arguments and most of the text.
         """
-        return Payload(encode_error(error, self.max_payload, at))
+        return Payload(encode_error(error, self.max_payload, at, took))
+
+    def headline(self, error: BaseException) -> str:
+        """Return the beginning of an error, which lists of workflows show and are searched for."""
+        return printable(summary(error), LONGEST_HEADLINE)
 
     def rebuilt(self, error: BaseException) -> Exception:
         """Return an error as it is when it was stored and read back; one that is no Exception is a StepError then."""

@@ -34,7 +34,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(billiard|celery|collections|datetime|kombu|os|typing|uuid)\..*"),
     # Names in signatures that are no part of the interface.
     ("py:.*", r"(celery_durable\.\w+\.)?([PRC]|Awaited|InlineStep|Result|_Makes\w+)"),
-    ("py:class", r"celery_durable\.(current\.TaskStep|engine\.context\.PlainStep|store\.rows\.Checkpoint)"),
+    ("py:class", r"celery_durable\.(here\.TaskStep|engine\.context\.PlainStep|store\.rows\.Checkpoint)"),
     ("py:class", r"celery_durable\.testing\.(bench\.Bench|history\.Kept|runs\.WithStepsDone)"),
 ]
 

@@ -68,7 +68,7 @@ def finish(attempt: Attempt, outcome: Completed | Failed, *, dispatched: bool) -
         outcome.state,
         outcome.payload,
         store.awaits.notifying([attempt.id], attempt.engine.republish_after),
-        ok=isinstance(outcome, Completed),
+        error=None if isinstance(outcome, Completed) else attempt.engine.codec.headline(outcome.error),
         dispatched=dispatched,
         patience=WHILE_ALIVE,
     )

@@ -301,7 +301,7 @@ class Call:
         """Keep a failed try, so that no crash gives it back."""
         attempt, error = self.attempt, _error_of(ended)
         self.failed_tries += 1
-        self.errors = _with_error(self.errors, self.codec.encode_error(error, attempt.now()).data)
+        self.errors = _with_error(self.errors, self.codec.encode_error(error, attempt.now(), self.took).data)
         attempt.engine.observers.tell("try_failed", attempt.id, self.key, error)
         logger.log(
             logging.INFO if isinstance(error, self.spec.throws) else logging.WARNING,
@@ -368,7 +368,7 @@ class Call:
 
     def failure(self, error: Exception) -> _Outcome:
         """Return what is stored of an error."""
-        payload = self.codec.encode_error(error, self.attempt.now())
+        payload = self.codec.encode_error(error, self.attempt.now(), self.took)
         return _Outcome(self.checkpoint(payload, ok=False, spent=not isinstance(error, StepLost)), cause=error)
 
     async def save(self, mine: _Outcome) -> _Outcome:
@@ -419,15 +419,20 @@ class Call:
             errors=self.errors,
             ok=checkpoint.ok,
             payload=checkpoint.payload,
-            took=time.monotonic() - self.began,
+            took=self.took,
         )
+
+    @property
+    def took(self) -> float:
+        """Seconds since the try began."""
+        return time.monotonic() - self.began
 
     def report(self, state: str, value: Any = None, error: Exception | None = None, retries: int = 0) -> None:
         """Tell those who show steps what a try has come to."""
         attempt = self.attempt
         if not attempt.watched:
             return
-        runtime = time.monotonic() - self.began
+        runtime = self.took
         attempt.engine.observers.tell("step_ended", StepReport(
             workflow_id=attempt.id, root_id=attempt.root_id, worker=attempt.worker, id=self.step.idempotency_key,
             name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs, state=state, value=value,

@@ -9,6 +9,7 @@ from .checkpoints import Checkpoints, StepRecord
 from .connecting import Url, where
 from .events import Events
 from .host import IDENTITY, Host, HostTransaction, Place, PsycopgHost, identity
+from .lists import Filters, Lists
 from .markers import Markers
 from .messages import Letter, Messages
 from .migrate import checker
@@ -21,6 +22,7 @@ from .workflows import Birth, Fork, Workflows
 __all__ = [
     "Birth",
     "Conflict",
+    "Filters",
     "Fork",
     "Host",
     "HostTransaction",
@@ -61,6 +63,7 @@ class Store:
         self.messages = Messages(database, schema)
         self.events = Events(database, schema)
         self.awaits = Awaits(database, schema)
+        self.lists = Lists(database, schema)
 
     @classmethod
     def shared(cls, url: Url, schema: str, *, auto_migrate: bool, lease: float, pgbouncer: bool) -> Store:

@@ -35,6 +35,8 @@ class StepRecord:
     took: float = 0.0
 
 
+#: Bytes: more than a value can have.
+ANY_SIZE = 2**40
 _OF_A_RECORD = (
     "key", "seq", "tries", "ok", "value", "content_type", "args", "fingerprint", "errors", "took",
 )  # fmt: skip
@@ -106,9 +108,10 @@ class Checkpoints:
         with begin(patience=patience) as transaction:
             yield StepTransaction(transaction, self._sql, idle_timeout)
 
-    def of_workflow(self, workflow_id: str, *, patience: float) -> list[StepRow]:
-        """Return all steps of a workflow in the order of their first call."""
-        rows = self._database.run(self._sql["of_workflow"], {"id": workflow_id}, patience=patience)
+    def of_workflow(self, workflow_id: str, *, most: int | None = None, patience: float) -> list[StepRow]:
+        """Return all steps of a workflow in the order of their first call, without values larger than ``most``."""
+        params = {"id": workflow_id, "most": ANY_SIZE if most is None else most}
+        rows = self._database.run(self._sql["of_workflow"], params, patience=patience)
         return [StepRow.of(row) for row in rows]
 
 

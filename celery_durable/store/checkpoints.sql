@@ -90,7 +90,9 @@ FROM run LEFT JOIN {schema}.checkpoint p
     ON p.workflow = run.id AND p.key = %(key)s AND p.ok IS NOT NULL AND NOT EXISTS (SELECT FROM saved)
 
 -- name: of_workflow
--- All steps of a workflow in the order of their first call.
-SELECT c.key, c.seq, c.attempt, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint, c.errors,
+-- All steps of a workflow in the order of their first call; of values that take more bytes than wanted, only how many
+-- they are.
+SELECT c.key, c.seq, c.attempt, c.tries, c.ok, CASE WHEN octet_length(c.value) <= %(most)s::bigint THEN c.value END,
+    octet_length(c.value), c.content_type, c.args, c.fingerprint, c.errors,
     c.child_id, c.wake_at, c.started_at, c.at
 FROM {schema}.checkpoint c WHERE c.workflow = %(id)s ORDER BY c.seq, c.key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..serialization import Payload
-from .checkpoints import StepRecord
+from .checkpoints import ANY_SIZE, StepRecord
 from .messages import found_of, of_record
 from .pool import Database, Statement
 from .queries import Queries
@@ -40,10 +40,15 @@ class Events:
         state, value, content_type = rows[0]
         return state, None if value is None else Payload(value, content_type)
 
-    def of_workflow(self, workflow: str, *, patience: float) -> dict[str, Payload]:
-        """Return all events of a workflow."""
-        rows = self._run("of_workflow", patience, workflow=workflow)
-        return {key: Payload(value, content_type) for key, value, content_type in rows}
+    def of_workflow(
+        self, workflow: str, *, most: int | None = None, patience: float
+    ) -> dict[str, tuple[Payload | None, int]]:
+        """Return all events of a workflow with their sizes, without values larger than ``most``."""
+        rows = self._run("of_workflow", patience, workflow=workflow, most=ANY_SIZE if most is None else most)
+        return {
+            key: (None if value is None else Payload(value, content_type), size)
+            for key, value, size, content_type in rows
+        }
 
     def receive(
         self, fence: Fence, record: StepRecord, target: str, event: str, timeout: float | None, *, patience: float

@@ -27,8 +27,8 @@ LEFT JOIN {schema}.event e ON e.workflow = w.id AND e.key = %(event)s
 WHERE w.id = %(workflow)s
 
 -- name: of_workflow
--- All events of a workflow.
-SELECT key, value, content_type FROM {schema}.event WHERE workflow = %(workflow)s ORDER BY key
+-- All events of a workflow; of values that take more bytes than wanted, only how many they are.
+SELECT key, CASE WHEN octet_length(value) <= %(most)s::bigint THEN value END, octet_length(value), content_type FROM {schema}.event WHERE workflow = %(workflow)s ORDER BY key
 
 -- name: receive
 -- An event becomes the outcome of a get_event. Without it the default does, as soon as its time has passed or the other

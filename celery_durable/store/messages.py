@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..serialization import Payload
-from .checkpoints import StepRecord
+from .checkpoints import ANY_SIZE, StepRecord
 from .outgoing import Outgoing
 from .pool import Database
 from .queries import Queries
-from .rows import Checkpoint, Fence, Found, Standing, StoredMessage
+from .rows import Checkpoint, Fence, Found, MessageRow, Standing, StoredMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,15 @@ class Messages:
                 return None
             if not (rows[0][-1] and rows[0][4] is None):
                 return found_of(record, rows[0][:7])
+
+    def of_workflow(self, workflow: str, *, limit: int, most: int | None = None, patience: float) -> list[MessageRow]:
+        """Return the first messages of a workflow, without those larger than ``most``."""
+        most = ANY_SIZE if most is None else most
+        rows = self._run("of_workflow", patience, workflow=workflow, limit=limit, most=most)
+        return [
+            MessageRow(seq, topic, key, None if body is None else Payload(body, content_type), size, sent_at, taken_by)
+            for seq, topic, key, body, size, content_type, sent_at, taken_by in rows
+        ]
 
     def _run(self, query: str, patience: float, **params: Any) -> list[tuple[Any, ...]]:
         return self._database.run(self._sql[query], params, patience=patience)

@@ -138,3 +138,9 @@ SELECT run.state, run.draining, run.late, extract(epoch FROM until.at - clock_ti
     (EXISTS (SELECT FROM there) OR coalesce(until.at <= clock_timestamp(), false))
         AND saved.ok IS NULL AND prior.ok IS NULL AND run.state = 'RUNNING' AND NOT run.draining AND NOT run.late
 FROM run CROSS JOIN until LEFT JOIN saved ON true LEFT JOIN prior ON true
+
+-- name: of_workflow
+-- The messages of a workflow in their order; of those that take more bytes than wanted, only how many they are.
+SELECT seq, topic, idempotency_key, CASE WHEN octet_length(body) <= %(most)s::bigint THEN body END, octet_length(body),
+    content_type, sent_at, taken_by
+FROM {schema}.message WHERE workflow = %(workflow)s ORDER BY seq LIMIT %(limit)s

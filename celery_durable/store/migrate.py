@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 import psycopg
 
@@ -31,10 +31,21 @@ CREATE TABLE {schema}.migration (
     applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );"""
 _NOTE = "INSERT INTO {schema}.migration (number) VALUES (%s);"
+# A database that is newer than this code has the column.
+_LEDGER = "SELECT number, (to_jsonb(m) ->> 'oldest')::integer FROM {schema}.migration AS m"
 
 _EMPTY = """
 TRUNCATE {schema}.workflow, {schema}.node, {schema}.input, {schema}.output, {schema}.checkpoint, {schema}.message,
-    {schema}.event, {schema}.awaiting, {schema}.on_cancel, {schema}.cancellation;"""
+    {schema}.event, {schema}.awaiting, {schema}.on_cancel, {schema}.cancellation, {schema}.attempt, {schema}.sweep;"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What a database says of its migrations."""
+
+    applied: frozenset[int]
+    #: Code that doesn't know the migration of this number can't work on the schema any more; 0: all can.
+    oldest: int
 
 
 @cache
@@ -51,7 +62,7 @@ def migrations() -> dict[int, str]:
 def migrate(url: str, schema: str = "celery_durable") -> list[int]:
     """Apply what is missing and return the numbers of what was applied.
 
-    Safe in any number of processes at once. Raises SchemaVersionError if the database is newer than this code.
+    Safe in any number of processes at once. Raises SchemaVersionError if this code is too old for the database.
     """
     with _connected(url) as connection:
         return upgrade(connection, schema)
@@ -66,29 +77,29 @@ def drop(url: str, schema: str) -> None:
 def clear(url: str, schema: str) -> None:
     """Remove all workflows, if the schema is there and up to date; for tests."""
     with _connected(url) as connection:
-        if not missing(version_of(connection, schema)):
+        if not missing(ledger_of(connection, schema)):
             connection.execute(_in(schema, _EMPTY))
 
 
 def missing_in(url: str, schema: str) -> list[int]:
     """Return the numbers of the migrations that a database lacks."""
     with _connected(url) as connection:
-        return missing(version_of(connection, schema))
+        return missing(ledger_of(connection, schema))
 
 
 def upgrade(connection: Connection, schema: str) -> list[int]:
     """Apply what is missing on an open connection."""
-    if not missing(version_of(connection, schema)):
+    if not missing(ledger_of(connection, schema)):
         return []
     with connection.transaction():
         # What others have applied during the wait for the lock must be seen.
         connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.execute(_UNBOUNDED)
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-        current = version_of(connection, schema)
-        if current == 0:
+        ledger = ledger_of(connection, schema)
+        if not ledger.applied:
             connection.execute(_in(schema, _FIRST))
-        return [_apply(connection, schema, number) for number in missing(current)]
+        return [_apply(connection, schema, number) for number in missing(ledger)]
 
 
 def checker(schema: str, *, auto_migrate: bool) -> Callable[[Connection], None]:
@@ -97,7 +108,7 @@ def checker(schema: str, *, auto_migrate: bool) -> Callable[[Connection], None]:
     def check(connection: Connection) -> None:
         if auto_migrate:
             upgrade(connection, schema)
-        elif missing(version_of(connection, schema)):
+        elif missing(ledger_of(connection, schema)):
             raise SchemaVersionError(
                 f"The schema {schema!r} is missing or older than this version of celery_durable needs, and "
                 "durable_auto_migrate is off: run `celery -A yourproject durable migrate`."
@@ -106,25 +117,29 @@ def checker(schema: str, *, auto_migrate: bool) -> Callable[[Connection], None]:
     return check
 
 
-def missing(current: int) -> list[int]:
-    """Return the numbers to apply; raise SchemaVersionError if the database is ahead."""
+def missing(ledger: Ledger) -> list[int]:
+    """Return the numbers to apply, in order.
+
+    What this code doesn't know of was applied by a newer release, beside which it has to work while a deploy is under
+    way. Raises SchemaVersionError if the database says that it can't.
+    """
     newest = max(migrations())
-    if current > newest:
+    if ledger.oldest > newest:
         raise SchemaVersionError(
-            f"The database schema has version {current}, this celery_durable knows only {newest}: "
-            "upgrade the package on this machine."
+            f"The database schema needs a celery_durable that knows migration {ledger.oldest}, this one knows only "
+            f"{newest}: upgrade the package on this machine."
         )
-    return [number for number in migrations() if number > current]
+    return [number for number in migrations() if number not in ledger.applied]
 
 
-def version_of(connection: Connection, schema: str) -> int:
-    """Return the number of the last migration that was applied, 0 for none."""
+def ledger_of(connection: Connection, schema: str) -> Ledger:
+    """Return which migrations were applied; none, if there is no schema."""
     # Not to_regclass(): it may answer from what this session knew before it waited for the lock.
-    text = "SELECT count(*) FROM pg_catalog.pg_tables WHERE schemaname = %s AND tablename = 'migration'"
-    if _one(connection, text, [schema]) == (0,):
-        return 0
-    (number,) = _one(connection, in_schema("SELECT coalesce(max(number), 0) FROM {schema}.migration", schema), [])
-    return int(number)
+    there = "SELECT FROM pg_catalog.pg_tables WHERE schemaname = %s AND tablename = 'migration'"
+    if connection.execute(there, [schema]).fetchone() is None:
+        return Ledger(frozenset(), 0)
+    rows = connection.execute(_in(schema, _LEDGER)).fetchall()
+    return Ledger(frozenset(number for number, _ in rows), max((oldest or 0 for _, oldest in rows), default=0))
 
 
 def script(schema: str, number: int) -> str:
@@ -135,15 +150,9 @@ def script(schema: str, number: int) -> str:
 
 
 def _apply(connection: Connection, schema: str, number: int) -> int:
-    connection.execute(_in(schema, migrations()[number]))
+    connection.execute(_in(schema, migrations()[number].replace("CONCURRENTLY", "")))
     connection.execute(_in(schema, _NOTE), [number])
     return number
-
-
-def _one(connection: Connection, text: str, params: list[Any]) -> tuple[Any, ...]:
-    row = connection.execute(text.encode(), params).fetchone()
-    assert row is not None, "these queries always return a row"
-    return row
 
 
 @contextmanager

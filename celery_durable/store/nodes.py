@@ -59,6 +59,11 @@ class Nodes:
         (row,) = self._database.run(self._sql["beat"], params, patience=patience)
         return Beat(*row)
 
+    def swept(self, sweeper: str, node_id: UUID | None, found: Mapping[str, int], *, patience: float) -> None:
+        """Note that a sweep has ended, and what it has found."""
+        params = {"sweeper": sweeper, "node": node_id, "found": json.dumps(dict(found))}
+        self._database.run(self._sql["swept"], params, patience=patience)
+
     def leave(self, node_id: UUID, *, patience: float) -> None:
         """Remove a node that stops."""
         self._database.run(self._sql["leave"], {"id": node_id}, patience=patience)

@@ -18,6 +18,12 @@ RETURNING seen, draining,
                    WHERE n.able AND NOT n.draining AND n.seen > clock_timestamp() - n.lease
                    ORDER BY n.started_at, n.id LIMIT 1), true) AS elected
 
+-- name: swept
+-- A sweep has ended; of each kind of sweeper the last one is kept.
+INSERT INTO {schema}.sweep (sweeper, worker, at, found)
+VALUES (%(sweeper)s, (SELECT n.hostname FROM {schema}.node n WHERE n.id = %(node)s), clock_timestamp(), %(found)s::jsonb)
+ON CONFLICT (sweeper) DO UPDATE SET worker = excluded.worker, at = excluded.at, found = excluded.found
+
 -- name: leave
 -- Remove a node that stops, unless something still runs under its name: then it is found to be silent.
 DELETE FROM {schema}.node WHERE id = %(id)s

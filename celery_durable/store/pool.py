@@ -81,6 +81,10 @@ class Database:
         """Execute and return all rows."""
         return _rows(self._execute(query, params, patience))
 
+    def read(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
+        """Execute with a plan that is made for these very parameters, and return all rows."""
+        return _rows(self._patiently(partial(self._once_planned, query, params), query.name, patience))
+
     def count(self, query: Query, params: Mapping[str, Any], *, patience: float) -> int:
         """Execute and return how many rows it wrote."""
         return self._execute(query, params, patience).rowcount
@@ -172,6 +176,12 @@ class Database:
         if self._checked != url:
             self._check(connection)
             self._checked = url
+
+    def _once_planned(self, query: Query, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+        with self._connections.lease() as connection:
+            self._check_once(connection)
+            with deferred_signals():
+                return connection.execute(query.text, params, prepare=False)
 
     def _once(self, query: Query, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
         with self._connections.lease() as connection:

@@ -177,17 +177,24 @@ class WorkflowRow:
     node: str | None
     dispatched: bool | None
     retries: int
+    worker: str | None
+    claimed_at: datetime | None
+    error_text: str | None
+    #: None: there is none, or it is larger than was asked for.
     body: bytes | None
+    body_size: int | None
     content_type: str | None
     content_encoding: str | None
     ok: bool | None
+    #: None: there is none, or it is larger than was asked for.
     payload: Payload | None
+    payload_size: int | None
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> WorkflowRow:
         """Build from the columns of ``by_id`` and ``matching``."""
-        payload = None if row[-2] is None else Payload(*row[-2:])
-        return cls(*(*row[:-2], payload))
+        *facts, value, size, content_type = row
+        return cls(*(*facts, None if value is None else Payload(value, content_type), size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +206,9 @@ class StepRow:
     attempt: int
     tries: int
     ok: bool | None
+    #: None: there is none, or it is larger than was asked for.
     payload: Payload | None
+    payload_size: int | None
     args: str | None
     fingerprint: bytes | None
     errors: bytes | None
@@ -211,8 +220,71 @@ class StepRow:
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> StepRow:
         """Build from the columns of ``of_workflow``."""
-        key, seq, attempt, tries, ok, value, content_type, *rest = row
-        return cls(key, seq, attempt, tries, ok, None if value is None else Payload(value, content_type), *rest)
+        key, seq, attempt, tries, ok, value, size, content_type, *rest = row
+        return cls(key, seq, attempt, tries, ok, None if value is None else Payload(value, content_type), size, *rest)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """An attempt that has ended."""
+
+    attempt: int
+    worker: str | None
+    node: str | None
+    began_at: datetime | None
+    ended_at: datetime
+    ending: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRow:
+    """A message that was sent to a workflow."""
+
+    seq: int
+    topic: str
+    idempotency_key: str
+    #: None: it is larger than was asked for.
+    payload: Payload | None
+    payload_size: int
+    sent_at: datetime
+    taken_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """A worker's main process."""
+
+    id: str
+    hostname: str
+    pid: int
+    started_at: datetime
+    seen_at: datetime
+    is_alive: bool
+    draining: bool
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """The last sweep of one kind of sweeper."""
+
+    sweeper: str
+    worker: str | None
+    at: datetime
+    #: Seconds.
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """How all of it stands; ages are in seconds."""
+
+    now: datetime
+    orphans: int
+    dead: int
+    undelivered: int
+    timer_lag: float | None
+    claim_lag: float | None
 
 
 @dataclass(frozen=True, slots=True)

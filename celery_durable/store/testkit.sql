@@ -24,7 +24,7 @@ UPDATE durable_clock.shift SET by = by + make_interval(secs => %(seconds)s)
 WITH a AS (DELETE FROM {schema}.workflow), b AS (DELETE FROM {schema}.node), c AS (DELETE FROM {schema}.input),
     d AS (DELETE FROM {schema}.output), e AS (DELETE FROM {schema}.checkpoint), f AS (DELETE FROM {schema}.message),
     g AS (DELETE FROM {schema}.event), h AS (DELETE FROM {schema}.awaiting), i AS (DELETE FROM {schema}.on_cancel),
-    j AS (DELETE FROM {schema}.cancellation)
+    j AS (DELETE FROM {schema}.cancellation), k AS (DELETE FROM {schema}.attempt), l AS (DELETE FROM {schema}.sweep)
 SELECT
 
 -- name: reset

@@ -14,7 +14,7 @@ from psycopg import errors
 
 from ..exceptions import WorkflowConflict
 from ..serialization import Payload
-from .checkpoints import StepRecord
+from .checkpoints import ANY_SIZE, StepRecord
 from .outgoing import Outgoing, Taken
 from .pool import Database, Statement
 from .queries import Queries
@@ -169,17 +169,18 @@ class Workflows:
         payload: Payload,
         then: Statement,
         *,
-        ok: bool,
+        error: str | None,
         dispatched: bool,
         patience: float,
     ) -> tuple[bool, list[StoredMessage]]:
         """End an attempt with an outcome; False if the run isn't ours to end any more.
 
+        ``error`` is the beginning of what it has failed with, None for a success.
         ``then`` wakes those that await it, after the commit; their messages are returned, for the caller to send.
         """
         params = {
-            "id": fence.id, "attempt": fence.attempt, "token": fence.token, "state": state, "ok": ok,
-            "value": payload.data, "content_type": payload.content_type, "dispatched": dispatched,
+            "id": fence.id, "attempt": fence.attempt, "token": fence.token, "state": state, "ok": error is None,
+            "error": error, "value": payload.data, "content_type": payload.content_type, "dispatched": dispatched,
         }  # fmt: skip
         done, woken = self._database.run_then((self._sql["finish"], params), then, patience=patience)
         return bool(done), [StoredMessage(*row) for row in woken]
@@ -306,11 +307,14 @@ class Workflows:
         *,
         lease: float,
         verdict: Payload,
+        error: str,
         limit: int,
         patience: float,
     ) -> list[tuple[str, str]]:
-        """Enqueue orphans again, or end them as DEAD; return their ids and new states."""
-        rows = self._run("rescue", patience, node=node, lost=list(lost), lease=lease, verdict=verdict.data, limit=limit)
+        """Enqueue orphans again, or end them as DEAD, with this verdict; return ids and new states."""
+        rows = self._run(
+            "rescue", patience, node=node, lost=list(lost), lease=lease, verdict=verdict.data, error=error, limit=limit
+        )
         return [(row[0], row[1]) for row in rows]
 
     def hand_over(self, node: UUID, ids: Collection[str], *, patience: float) -> list[str]:
@@ -353,29 +357,10 @@ class Workflows:
         ((seconds,),) = self._run("next_due", patience)
         return None if seconds is None else float(seconds)
 
-    def by_id(self, workflow_id: str, *, patience: float) -> WorkflowRow | None:
-        """Return one workflow."""
-        rows = self._run("by_id", patience, id=workflow_id)
+    def by_id(self, workflow_id: str, *, most: int | None = None, patience: float) -> WorkflowRow | None:
+        """Return one workflow, without values that take more bytes than ``most``."""
+        rows = self._run("by_id", patience, id=workflow_id, most=ANY_SIZE if most is None else most)
         return WorkflowRow.of(rows[0]) if rows else None
-
-    def matching(
-        self,
-        *,
-        states: Collection[str] | None,
-        name: str | None,
-        queue: str | None,
-        parent_id: str | None,
-        root_id: str | None,
-        forked_from: str | None,
-        limit: int,
-        patience: float,
-    ) -> list[WorkflowRow]:
-        """Return the newest workflows that fit all filters."""
-        rows = self._run(
-            "matching", patience, states=None if states is None else list(states), name=name, queue=queue,
-            parent_id=parent_id, root_id=root_id, forked_from=forked_from, limit=limit,
-        )  # fmt: skip
-        return [WorkflowRow.of(row) for row in rows]
 
     def _run(self, query: str, patience: float, **params: Any) -> list[tuple[Any, ...]]:
         return self._database.run(self._sql[query], params, patience=patience)

@@ -156,7 +156,7 @@ WITH seen AS MATERIALIZED (
     SET state = 'RUNNING', attempt = w.attempt + (w.state = 'ENQUEUED')::int, token = %(token)s, node = %(node)s,
         claimed_at = clock_timestamp(), started_at = coalesce(w.started_at, clock_timestamp()),
         publish_at = NULL, published_at = NULL, publishes = 0, wake_at = NULL, waiting_for = NULL, awaits = NULL,
-        topics = NULL,
+        topics = NULL, worker = (SELECT n.hostname FROM {schema}.node n WHERE n.id = %(node)s),
         deadline = CASE WHEN w.started_at IS NULL THEN least(w.deadline, clock_timestamp() + w.timeout) ELSE w.deadline END
     WHERE w.id = %(id)s AND w.name = %(name)s
     AND (w.state = 'RUNNING' AND w.token = %(token)s
@@ -191,7 +191,7 @@ WITH own AS (
     FOR UPDATE
 ), done AS (
     UPDATE {schema}.workflow w
-    SET state = %(state)s, finished_at = clock_timestamp(), dispatched = %(dispatched)s,
+    SET state = %(state)s, finished_at = clock_timestamp(), dispatched = %(dispatched)s, error = %(error)s,
         node = CASE WHEN %(dispatched)s THEN NULL ELSE w.node END
     FROM own WHERE w.id = own.id
     RETURNING w.id, w.root_id
@@ -219,8 +219,9 @@ RETURNING true
 WITH seen AS MATERIALIZED (
     SELECT signal FROM {schema}.workflow WHERE id = %(id)s
 ), own AS (
-    SELECT id, signal, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
-                       AND c.ok IS NOT NULL) AS moved
+    SELECT id, signal, node, worker, claimed_at,
+        EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
+                AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow
     WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
     FOR UPDATE
@@ -243,6 +244,10 @@ WITH seen AS MATERIALIZED (
         published_at = CASE WHEN arrived.already THEN clock_timestamp() END
     FROM own, seen, missing, arrived WHERE w.id = own.id AND own.signal = seen.signal
     RETURNING w.id, w.state, w.published_at, w.attempt
+), noted AS (
+    INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
+    SELECT freed.id, freed.attempt, own.node, own.worker, own.claimed_at, clock_timestamp(), 'suspended'
+    FROM freed JOIN own ON own.id = freed.id ON CONFLICT (workflow, attempt) DO NOTHING
 )
 SELECT freed.state, i.workflow, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
 FROM own LEFT JOIN freed ON freed.id = own.id
@@ -251,8 +256,9 @@ LEFT JOIN {schema}.input i ON i.workflow = freed.id AND freed.state = 'ENQUEUED'
 -- name: release
 -- An attempt is handed over: enqueued again, its message sent by the one who releases it.
 WITH own AS (
-    SELECT id, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
-                       AND c.ok IS NOT NULL) AS moved
+    SELECT id, node, worker, claimed_at,
+        EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
+                AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow
     WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
     FOR UPDATE
@@ -263,6 +269,10 @@ WITH own AS (
         publish_at = clock_timestamp() + make_interval(secs => %(republish_after)s)
     FROM own WHERE w.id = own.id
     RETURNING w.id, w.published_at, w.attempt
+), noted AS (
+    INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
+    SELECT freed.id, freed.attempt, own.node, own.worker, own.claimed_at, clock_timestamp(), 'handed over'
+    FROM freed JOIN own ON own.id = freed.id ON CONFLICT (workflow, attempt) DO NOTHING
 )
 SELECT freed.id, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
 FROM freed JOIN {schema}.input i ON i.workflow = freed.id
@@ -270,8 +280,9 @@ FROM freed JOIN {schema}.input i ON i.workflow = freed.id
 -- name: again
 -- An attempt ends by Celery's own retry: its new message replaces the old one, its failed steps run anew.
 WITH own AS (
-    SELECT id, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
-                       AND c.ok IS NOT NULL) AS moved
+    SELECT id, node, worker, claimed_at,
+        EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
+                AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow
     WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
     FOR UPDATE
@@ -281,7 +292,11 @@ WITH own AS (
         crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END, waiting_for = 'retry',
         wake_at = clock_timestamp() + make_interval(secs => %(seconds)s)
     FROM own WHERE w.id = own.id
-    RETURNING w.id
+    RETURNING w.id, w.attempt
+), noted AS (
+    INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
+    SELECT freed.id, freed.attempt, own.node, own.worker, own.claimed_at, clock_timestamp(), 'retried'
+    FROM freed JOIN own ON own.id = freed.id ON CONFLICT (workflow, attempt) DO NOTHING
 ), renewed AS (
     UPDATE {schema}.input i
     SET envelope = %(envelope)s, body = %(body)s, content_type = %(content_type)s, content_encoding = %(content_encoding)s
@@ -296,17 +311,22 @@ SELECT true FROM freed
 -- anew, no deadline holds any more. While its last owner still delivers the old end, or runs the step in which it was
 -- cancelled, the message waits for that; the step may still record its outcome.
 WITH ended AS MATERIALIZED (
-    SELECT id FROM {schema}.workflow
+    SELECT id, state, attempt, node, worker, claimed_at, finished_at FROM {schema}.workflow
     WHERE id = ANY(%(ids)s::text[]) AND state IN ('CANCELLED', 'DEAD', 'FAILURE') ORDER BY id FOR UPDATE
 ), freed AS (
     UPDATE {schema}.workflow w
     SET state = 'ENQUEUED', finished_at = NULL, dispatched = NULL, crashes = 0, timeout = NULL,
         token = CASE WHEN w.node IS NOT NULL THEN w.token END,
         deadline = NULL, wake_at = NULL, waiting_for = NULL, awaits = NULL, topics = NULL, signal = w.signal + 1,
-        publishes = 0, published_at = clock_timestamp(),
+        error = NULL, publishes = 0, published_at = clock_timestamp(),
         publish_at = clock_timestamp() + make_interval(secs => %(republish_after)s)
     FROM ended WHERE w.id = ended.id AND (SELECT count(*) FROM ended) = cardinality(%(ids)s::text[])
     RETURNING w.id, w.published_at, w.attempt
+), noted AS (
+    INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
+    SELECT freed.id, freed.attempt, ended.node, ended.worker,
+        CASE WHEN ended.claimed_at < ended.finished_at THEN ended.claimed_at END, ended.finished_at, ended.state
+    FROM freed JOIN ended ON ended.id = freed.id WHERE freed.attempt > 0 ON CONFLICT (workflow, attempt) DO NOTHING
 ), cleared AS (
     DELETE FROM {schema}.checkpoint c USING freed WHERE c.workflow = freed.id AND c.ok IS NOT TRUE
 ), withdrawn AS (
@@ -441,7 +461,7 @@ SELECT id FROM ended
 -- Too many crashes since the last new checkpoint: DEAD. A process that was alive when its step's hard time limit
 -- passed was ended by that: no crash, but a failed try.
 WITH lost AS (
-    SELECT w.id, w.attempt,
+    SELECT w.id, w.attempt, w.node,
         CASE WHEN w.node = %(node)s AND w.id = ANY(%(lost)s::text[]) THEN clock_timestamp() ELSE n.seen END AS alive_at
     FROM {schema}.workflow w LEFT JOIN {schema}.node n ON n.id = w.node
     WHERE w.state = 'RUNNING' AND (
@@ -472,9 +492,15 @@ WITH lost AS (
         state = CASE WHEN judged.crashes > w.max_crashes THEN 'DEAD' ELSE 'ENQUEUED' END,
         publish_at = CASE WHEN judged.crashes <= w.max_crashes THEN clock_timestamp() END,
         finished_at = CASE WHEN judged.crashes > w.max_crashes THEN clock_timestamp() END,
-        dispatched = CASE WHEN judged.crashes > w.max_crashes THEN false END
+        dispatched = CASE WHEN judged.crashes > w.max_crashes THEN false END,
+        error = CASE WHEN judged.crashes > w.max_crashes THEN %(error)s END
     FROM judged WHERE w.id = judged.id
-    RETURNING w.id, w.state, w.root_id
+    RETURNING w.id, w.state, w.root_id, w.attempt, w.worker, w.claimed_at
+), noted AS (
+    INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
+    SELECT freed.id, freed.attempt, lost.node, freed.worker, freed.claimed_at, clock_timestamp(),
+        CASE WHEN freed.id IN (SELECT workflow FROM overrun) THEN 'timed out' ELSE 'crashed' END
+    FROM freed JOIN lost ON lost.id = freed.id ON CONFLICT (workflow, attempt) DO NOTHING
 ), told AS (
     INSERT INTO {schema}.output (workflow, ok, value)
     SELECT id, false, %(verdict)s FROM freed WHERE state = 'DEAD'
@@ -496,18 +522,25 @@ SELECT id, state FROM freed
 -- name: hand_over
 -- A cold shutdown: what this node still runs is enqueued again; no crash is counted, and no try.
 WITH own AS (
-    SELECT id, EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
-                       AND c.ok IS NOT NULL) AS moved
+    SELECT id, node, worker, claimed_at,
+        EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = w.id AND c.attempt = w.attempt
+                AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow w WHERE state = 'RUNNING' AND node = %(node)s AND id = ANY(%(ids)s::text[])
     ORDER BY id FOR UPDATE
 ), unspent AS (
     UPDATE {schema}.checkpoint c SET tries = c.tries - 1, spent = false
     FROM own WHERE c.workflow = own.id AND c.ok IS NULL AND c.spent
+), freed AS (
+    UPDATE {schema}.workflow w SET state = 'ENQUEUED', node = NULL, token = NULL, publish_at = clock_timestamp(),
+        crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END
+    FROM own WHERE w.id = own.id
+    RETURNING w.id, w.attempt
+), noted AS (
+    INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
+    SELECT freed.id, freed.attempt, own.node, own.worker, own.claimed_at, clock_timestamp(), 'handed over'
+    FROM freed JOIN own ON own.id = freed.id ON CONFLICT (workflow, attempt) DO NOTHING
 )
-UPDATE {schema}.workflow w SET state = 'ENQUEUED', node = NULL, token = NULL, publish_at = clock_timestamp(),
-    crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END
-FROM own WHERE w.id = own.id
-RETURNING w.id
+SELECT id FROM freed
 
 -- name: wake
 -- Suspended workflows whose time has come.
@@ -650,6 +683,8 @@ WITH old AS (
     DELETE FROM {schema}.output o USING gone WHERE o.workflow = gone.id
 ), checkpoints AS (
     DELETE FROM {schema}.checkpoint c USING gone WHERE c.workflow = gone.id
+), attempts AS (
+    DELETE FROM {schema}.attempt a USING gone WHERE a.workflow = gone.id
 ), messages AS (
     DELETE FROM {schema}.message m USING gone WHERE m.workflow = gone.id
 ), events AS (
@@ -672,23 +707,12 @@ SELECT extract(epoch FROM min(at) - clock_timestamp())::float8 FROM (
 ) AS timers
 
 -- name: by_id
--- One workflow with its message and outcome.
+-- One workflow with its message and outcome; of values that take more bytes than wanted, only how many they are.
 SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
     w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched, w.retries,
-    i.body, i.content_type, i.content_encoding, o.ok, o.value, o.content_type
+    w.worker, w.claimed_at, w.error,
+    CASE WHEN octet_length(i.body) <= %(most)s::bigint THEN i.body END, octet_length(i.body), i.content_type,
+    i.content_encoding, o.ok, CASE WHEN octet_length(o.value) <= %(most)s::bigint THEN o.value END, octet_length(o.value),
+    o.content_type
 FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
 WHERE w.id = %(id)s
-
--- name: matching
--- The newest workflows that fit all the given filters.
-SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
-    w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched, w.retries,
-    i.body, i.content_type, i.content_encoding, o.ok, o.value, o.content_type
-FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
-WHERE (%(states)s::text[] IS NULL OR w.state = ANY(%(states)s))
-AND (%(name)s::text IS NULL OR w.name = %(name)s)
-AND (%(queue)s::text IS NULL OR w.queue = %(queue)s)
-AND (%(parent_id)s::text IS NULL OR w.parent_id = %(parent_id)s)
-AND (%(root_id)s::text IS NULL OR w.root_id = %(root_id)s)
-AND (%(forked_from)s::text IS NULL OR w.forked_from = %(forked_from)s)
-ORDER BY w.created_at DESC, w.id LIMIT %(limit)s

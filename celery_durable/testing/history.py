@@ -15,10 +15,11 @@ from kombu.serialization import loads
 from kombu.utils.json import loads as kombu_loads
 
 from .. import states
-from ..client import CALLER_PATIENCE, row_of, step_name
+from ..client import CALLER_PATIENCE, row_of
 from ..envelope import check_id
 from ..errors import decode_error
 from ..exceptions import SerializationError
+from ..history import step_name
 from ..installation import Installation, find
 from ..serialization import JSON, Payload
 from ..store.rows import Checkpoint, StepRow, WorkflowRow

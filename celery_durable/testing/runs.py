@@ -15,10 +15,11 @@ from celery.canvas import Signature
 import celery_durable as durable
 
 from .. import states
-from ..client import CALLER_PATIENCE, WorkflowStatus, get_workflow_status, step_name
+from ..client import CALLER_PATIENCE, WorkflowStatus, get_workflow_status
 from ..engine.observer import HOOKS, Observer
 from ..engine.step import StepSpec
 from ..exceptions import ConfigurationError, DurableError, WorkflowNotFound
+from ..history import step_name
 from ..installation import Installation, find, installed_on
 from ..messages import send
 from .bench import Bench, bench_of

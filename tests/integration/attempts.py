@@ -65,7 +65,7 @@ def crash(shop: Inprocess, attempt: Attempt) -> str:
     """Let an attempt have died; the state that its workflow is in then."""
     verdict = shop.installation.codec.encode_error(WorkflowDead("too many"))
     ((_, state),) = shop.installation.store.workflows.rescue(
-        attempt.fence.node, [attempt.id], lease=15, verdict=verdict, limit=9, patience=0
+        attempt.fence.node, [attempt.id], lease=15, verdict=verdict, error="no", limit=9, patience=0
     )
     return state
 

@@ -168,7 +168,7 @@ def test_a_childs_end_and_a_cancel_of_both_do_not_deadlock(locks: Locks) -> None
     with locks.b.transaction():
         # The first half of its round trip; the second is a transaction of its own.
         locks.b.workflows.finish(
-            target.fence, "SUCCESS", Payload(b"2"), locks.b.awaits.notifying(["nobody"], 60), ok=True,
+            target.fence, "SUCCESS", Payload(b"2"), locks.b.awaits.notifying(["nobody"], 60), error=None,
             dispatched=True, patience=0,
         )  # fmt: skip
         cancel = lambda: locks.c.workflows.cancel([child, parent], verdict=VERDICT, patience=0)  # noqa: E731

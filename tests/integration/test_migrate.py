@@ -56,6 +56,13 @@ def describe(sql: Sql, schema: str) -> list[tuple[str, ...]]:
     return [tuple(row) for row in sql.connection.execute(DESCRIPTION, {"schema": schema}).fetchall()]
 
 
+def newer(sql: Sql, oldest: int | None) -> None:
+    """Note a migration of a later release, with columns of its own."""
+    sql.execute("ALTER TABLE celery_durable.migration ADD COLUMN IF NOT EXISTS oldest integer")
+    sql.execute("INSERT INTO celery_durable.migration (number, oldest) VALUES (9999, %s)", oldest)
+    sql.execute("ALTER TABLE celery_durable.workflow ADD COLUMN later text, ADD COLUMN later_still text DEFAULT ''")
+
+
 def store(url: str, *, auto_migrate: bool, schema: str = "celery_durable") -> Store:
     return Store.shared(lambda: url, schema, auto_migrate=auto_migrate, lease=15, pgbouncer=False)
 
@@ -121,14 +128,31 @@ def test_without_auto_migrate_the_error_names_the_command(empty_database_url: st
 
 
 @pytest.mark.parametrize("auto_migrate", [False, True])
-def test_a_database_newer_than_the_code_is_refused(database_url: str, sql: Sql, auto_migrate: bool) -> None:
-    """An old worker must not write into a schema that it doesn't know."""
-    sql.execute("INSERT INTO celery_durable.migration (number) VALUES (9999)")
+@pytest.mark.parametrize("oldest", [None, ALL[-1]])
+def test_a_newer_database_is_worked_on(
+    database_url: str, sql: Sql, rig: Rig, auto_migrate: bool, oldest: int | None
+) -> None:
+    """While a release is rolled out, old workers start beside new ones: unless told otherwise they fit."""
+    newer(sql, oldest)
+    fence = rig.run()
     opened = store(database_url, auto_migrate=auto_migrate)
-    with pytest.raises(SchemaVersionError, match=r"version 9999, this celery_durable knows only \d+: upgrade"):
+    row = opened.workflows.by_id(fence.id, patience=0)
+    assert row is not None
+    assert row.state == "RUNNING"
+    opened.close()
+    assert migrate(database_url) == []
+    assert missing_in(database_url, "celery_durable") == []
+
+
+@pytest.mark.parametrize("auto_migrate", [False, True])
+def test_a_database_that_is_too_new_is_refused(database_url: str, sql: Sql, auto_migrate: bool) -> None:
+    """A worker must not write into a schema that says it can't."""
+    newer(sql, 9998)
+    opened = store(database_url, auto_migrate=auto_migrate)
+    with pytest.raises(SchemaVersionError, match=rf"knows migration 9998, this one knows only {ALL[-1]}: upgrade"):
         opened.workflows.by_id("w1", patience=0)
     opened.close()
-    with pytest.raises(SchemaVersionError, match="9999"):
+    with pytest.raises(SchemaVersionError, match="9998"):
         migrate(database_url)
 
 

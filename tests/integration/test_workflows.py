@@ -490,26 +490,6 @@ def test_expires_is_about_the_first_start_only(rig: Rig) -> None:
 # Lists
 
 
-def test_lists_are_filtered_and_newest_first(rig: Rig) -> None:
-    """All filters hold together."""
-    for number, facts in enumerate([{}, {"name": "refund"}, {"queue": "slow"}, {"parent_id": "w0"}]):
-        rig.start(f"w{number}", **facts)
-    rig.run("w0")
-
-    def ids(**filters: Any) -> list[str]:
-        everything = dict.fromkeys(("states", "name", "queue", "parent_id", "root_id", "forked_from")) | {"limit": 100}
-        return [row.id for row in rig.workflows.matching(**{**everything, **filters}, patience=0)]
-
-    assert ids() == ["w3", "w2", "w1", "w0"]
-    assert ids(limit=2) == ["w3", "w2"]
-    assert ids(states=["RUNNING"]) == ["w0"]
-    assert ids(states=[]) == []
-    assert ids(name="refund") == ["w1"]
-    assert ids(queue="slow") == ["w2"]
-    assert ids(parent_id="w0") == ["w3"]
-    assert ids(name="order", queue="celery", states=["ENQUEUED"]) == ["w3"]
-
-
 def test_only_the_latest_message_claims(rig: Rig) -> None:
     """After Celery's retry of a workflow a doubled older message, with the older arguments, is refused."""
     rig.start("w1")

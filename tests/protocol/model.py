@@ -800,7 +800,9 @@ class Protocol(RuleBasedStateMachine):
 
         def do(party: Party) -> bool:
             then = party.awaits.notifying([run.workflow], REPUBLISH_AFTER) if tells else NOTHING
-            return party.workflows.finish(fence, state, payload, then, ok=ok, dispatched=dispatched, patience=0)[0]
+            return party.workflows.finish(
+                fence, state, payload, then, error=None if ok else "ValueError: no", dispatched=dispatched, patience=0
+            )[0]
 
         def then(done: bool) -> None:
             look = None
@@ -1057,7 +1059,9 @@ class Protocol(RuleBasedStateMachine):
                 worker.held -= set(lost)
 
         def do(party: Party) -> Any:
-            rescued = party.workflows.rescue(node, lost, lease=LEASE, verdict=VERDICT, limit=100, patience=0)
+            rescued = party.workflows.rescue(
+                node, lost, lease=LEASE, verdict=VERDICT, error="no", limit=100, patience=0
+            )
             for workflow, _ in rescued:
                 assert before.may_be_rescued(workflow, LEASE, node, tuple(lost)), f"{workflow} is no orphan"
             return rescued

@@ -49,7 +49,7 @@ from celery.exceptions import InvalidTaskError
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from celery_durable.client import _step
+from celery_durable.history import _step
 from celery_durable.envelope import Envelope, is_id
 from celery_durable.errors import TryError, decode_error, decode_errors
 from celery_durable.exceptions import SerializationError, StepError

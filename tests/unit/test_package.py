@@ -13,6 +13,7 @@ from configparser import ConfigParser
 from email import message_from_string
 from email.message import Message
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -100,11 +101,29 @@ def test_errors_have_docstrings() -> None:
 
 
 def test_command_imports_little() -> None:
-    """`celery --help` imports our command module, which by itself brings neither psycopg nor the store."""
-    module = ast.parse((CHECKOUT / "celery_durable/cli.py").read_text())
-    imported = {alias.name for node in module.body if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {"." * node.level + (node.module or "") for node in module.body if isinstance(node, ast.ImportFrom)}
-    assert imported == {"__future__", "celery.bin.base", "click", "typing"}
+    """Every celery command imports ours: it brings no psycopg, no tenacity, no rich, and no room but its own."""
+    code = """
+import sys
+import celery.bin.celery
+import celery_durable.cli
+print(sorted({"psycopg", "tenacity", "rich"} & set(sys.modules)))
+print(sorted(name for name in sys.modules if name.startswith("celery_durable.") and ".cli" not in name))
+"""
+    assert _run(code).splitlines() == ["[]", "['celery_durable.version']"]
+
+
+@pytest.mark.alone
+def test_command_imports_fast() -> None:
+    """Beyond Celery's own command without plugins, importing ours takes less than 60 ms."""
+    code = """
+import importlib.metadata, time
+importlib.metadata.entry_points = lambda **group: []
+import celery.bin.celery
+before = time.perf_counter()
+import celery_durable.cli
+print(time.perf_counter() - before)
+"""
+    assert median(float(_run(code)) for _ in range(9)) < 0.06
 
 
 def test_importing_needs_the_core_dependencies_only() -> None:
@@ -128,3 +147,75 @@ def test_importing_contacts_nobody() -> None:
     code = "import celery_durable, psutil; me = psutil.Process(); print(me.num_threads(), me.net_connections())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT)
     assert (done.returncode, done.stdout) == (0, "1 []\n"), done.stderr
+
+
+def _run(code: str) -> str:
+    """What a fresh process prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_loads_nothing_that_is_not_used() -> None:
+    """The package by itself brings its version and nothing else; a name brings its room."""
+    code = """
+import sys
+import celery_durable as durable
+print(sorted(name for name in sys.modules if name.startswith("celery_durable.")))
+print("psycopg" in sys.modules, "celery" in sys.modules)
+durable.exceptions.NotInstalled
+print("psycopg" in sys.modules, durable.sleep.__module__)
+"""
+    assert _run(code).splitlines() == [
+        "['celery_durable.version']",
+        "False False",
+        "False celery_durable.timers",
+    ]
+
+
+def test_installing_loads_all() -> None:
+    """After install() no public name imports anything any more: not in a body, not under a time limit."""
+    code = """
+import sys, celery
+import celery_durable as durable
+durable.install(celery.Celery("shop", broker="memory://"), database_url="postgresql://localhost/shop")
+before = set(sys.modules)
+for name in durable.__all__:
+    getattr(durable, name)
+print(sorted(set(sys.modules) - before))
+"""
+    assert _run(code) == "[]\n"
+
+
+def test_star_brings_every_public_name() -> None:
+    """``from celery_durable import *`` and ``dir()`` know the names that are loaded lazily."""
+    code = "from celery_durable import *; import celery_durable; print(set(celery_durable.__all__) <= set(dir()))"
+    assert _run(code) == "True\n"
+    assert _run("import celery_durable; print(set(celery_durable.__all__) <= set(dir(celery_durable)))") == "True\n"
+
+
+def test_names_are_the_same_for_people_and_machines() -> None:
+    """What a type checker imports, what is loaded lazily and ``__all__`` are the same names from the same rooms."""
+    module = ast.parse((CHECKOUT / "celery_durable/__init__.py").read_text())
+    (checked,) = [
+        node for node in module.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    seen = {
+        node.module: {alias.name for alias in node.names} for node in checked.body if isinstance(node, ast.ImportFrom)
+    }
+    assert seen.pop(None) == {"exceptions"}
+    assert seen == {room: set(names) for room, names in durable._ROOMS.items()}
+    names = [name for names in durable._ROOMS.values() for name in names]
+    assert sorted([*names, "exceptions", "__version__"]) == durable.__all__
+
+
+def test_no_room_takes_the_place_of_a_name() -> None:
+    """No module of the package is called like a public name: importing it would overwrite that one."""
+    rooms = {path.stem for path in (CHECKOUT / "celery_durable").iterdir()}
+    assert rooms & set(durable.__all__) == {"exceptions"}
+
+
+def test_unknown_name() -> None:
+    """A name that isn't there is the usual error."""
+    with pytest.raises(AttributeError, match="module 'celery_durable' has no attribute 'retry'"):
+        _ = durable.retry
