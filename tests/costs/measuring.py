@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, mode
 
@@ -18,6 +19,8 @@ from tests.fixtures.proxy import PostgresProxy
 
 #: How often each operation is measured; the median counts.
 TIMES, TIMES_OF_MANY = 11, 3
+#: How many of a thing are put into the database to see how large one is.
+MUCH = 300
 
 _SQL = Path(celery_durable.__file__).parent / "store"
 _NAMED = re.compile(r"^-- name: (\w+)\n-- (.+)$", re.MULTILINE)
@@ -55,7 +58,7 @@ def sizes(url: str) -> dict[str, float]:
     """Measure what stays in the database of each thing, indexes included, on an empty one of a quiet server."""
     migrate(url)
     with closing(Sql(url)) as sql, closing(Bench(url, sql)) as bench:
-        return {what: _growth(lambda put=put: bench.times(MUCH, put), sql) / MUCH for what, put in bench.things.items()}
+        return {what: _growth(partial(bench.times, MUCH, put), sql) / MUCH for what, put in bench.things.items()}
 
 
 def _growth(put: Act, sql: Sql) -> float:

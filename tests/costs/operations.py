@@ -53,6 +53,17 @@ class Bench:
 
         self.charge, self.fulfil = charge, fulfil
 
+    @property
+    def things(self) -> dict[str, Act]:
+        """Return what can be put into the database, each with the way to do it once."""
+        attempt = self.running()
+        return {
+            "a finished workflow": lambda: self.finish(self.running()),
+            "a step": lambda: self.step(attempt),
+            "a suspension, or another end of an attempt": lambda: runner.hand_over(self.running()),
+            "a message": lambda: durable.send(attempt.id, {"parcel": 7}, app=self.app),
+        }
+
     def ready(self, operation: Operation) -> Act:
         """Prepare an operation on a node that lives."""
         self.beat()
@@ -103,6 +114,12 @@ class Bench:
     def recovery(self) -> Recovery:
         """Return the duties of a sweep."""
         return self.shop.installation.recovery(lambda messages: (), patience=0)
+
+    def times(self, number: int, act: Act) -> None:
+        """Do something so many times, on a node that lives."""
+        for _ in range(number):
+            self.beat()
+            act()
 
     def beat(self) -> None:
         """Write a heartbeat of a node on which four workflows run."""

@@ -1,0 +1,40 @@
+"""Writes docs/cost-model.md's tables and plans: ``python -m tests.costs``, in about a minute."""
+
+from __future__ import annotations
+
+import logging
+
+from docs.tables import table, write
+from tests.costs.measuring import Cost, costs, quiet_server, sizes
+from tests.costs.plans import plans
+from tests.fixtures.fix_postgres import _new_database
+from tests.integration.test_plans import filled
+
+
+def measured() -> dict[str, str]:
+    """Measure everything, and return it as it stands in the page."""
+    with quiet_server() as server:
+        with _new_database(server, "template0") as url:
+            operations = _of_costs(costs(url))
+        with _new_database(server, "template0") as url:
+            things = _of_sizes(sizes(url))
+        with _new_database(server, "template0") as url, filled(url) as full:
+            shown = {f"plan of {name}": f"\n```text\n{plan}\n```\n\n" for name, plan in plans(full).items()}
+    return {"costs": operations, "sizes": things, **shown}
+
+
+def _of_costs(measured: dict[str, Cost]) -> str:
+    rows = [
+        (name, ", ".join(f"`{each}`" for each in cost.statements), str(cost.round_trips), f"{cost.wal:,.0f}")
+        for name, cost in measured.items()
+    ]
+    return table(("operation", "statements", "round trips", "bytes of WAL"), rows)
+
+
+def _of_sizes(measured: dict[str, float]) -> str:
+    return table(("what", "bytes"), [(what, f"{size:,.0f}") for what, size in measured.items()])
+
+
+if __name__ == "__main__":
+    logging.disable(logging.ERROR)
+    write(measured())
