@@ -88,7 +88,7 @@ def _kind(module: ModuleType, annotation: Any) -> str:
     """Return what a reader calls this type; every float of a setting is a duration."""
     text = annotation if isinstance(annotation, str) else annotation.__forward_arg__
     if "timedelta" in text or (module is config and "float" in text):
-        return "seconds or `True`" if "bool" in text else "seconds"
+        return "seconds" + (" or `True`" if "bool" in text else " or dict" if "Mapping" in text else "")
     kinds = [_KINDS.get(part.partition("[")[0], f"`{part}`") for part in text.split(" | ")]
     return " or ".join(kind for kind in kinds if kind != "`None`")
 
