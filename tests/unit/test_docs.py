@@ -37,6 +37,7 @@ RUNS_ALONE = [
     "docs/steps.md",
     "docs/code-changes.md",
     "docs/canvas.md",
+    "docs/from-canvas.md",
     "docs/waiting.md",
     "docs/managing.md",
     "docs/patterns.md",
