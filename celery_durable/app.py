@@ -8,7 +8,7 @@ from celery import Celery
 
 # Installing loads what the package loads lazily elsewhere: a body's first call imports nothing, so that no time limit
 # ends in the midst of an import, and no pool process is forked while another thread holds the lock of one.
-from . import bulk, events, here, management, messages, patches, timers, values  # noqa: F401
+from . import bulk, events, health, here, history, management, messages, patches, timers, values  # noqa: F401
 from .beat import add_recovery
 from .config import Config
 from .exceptions import ConfigurationError

@@ -89,8 +89,8 @@ def list_workflow_attempts(id: str, app: Celery | None = None) -> list[AttemptIn
     Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable.
     """
     installation = find(app)
-    ended = installation.store.lists.attempts(id, patience=CALLER_PATIENCE)
     row = row_of(installation, id, 0)
+    ended = installation.store.lists.attempts(id, patience=CALLER_PATIENCE)
     return [_attempt(each) for each in ended if each.attempt <= row.attempt] + _last_attempt(row, ended)
 
 

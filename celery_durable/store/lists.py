@@ -59,10 +59,13 @@ class Lists:
 
     def count(self, filters: Filters, *, most: int, patience: float) -> dict[str, int]:
         """Return how many workflows of each state fit, counted no further than ``most``."""
-        wanted = sorted(states.ALL if filters.states is None else filters.states)
-        endeds = [state in states.FINAL for state in wanted]
-        rows = self._read("count", patience, **_params(filters) | {"states": wanted, "endeds": endeds, "most": most})
-        return dict(rows)
+        wanted = states.ALL if filters.states is None else filters.states
+        return {state: self._count(state, filters, most, patience) for state in sorted(wanted)}
+
+    def _count(self, state: str, filters: Filters, most: int, patience: float) -> int:
+        params = {**_params(filters), "state": state, "ended": state in states.FINAL, "most": most}
+        ((number,),) = self._read("count", patience, **params)
+        return int(number)
 
     def names(self, *, patience: float) -> list[str]:
         """Return the names of the tasks that have workflows."""

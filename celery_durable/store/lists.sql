@@ -1,46 +1,50 @@
 -- name: matching
--- The newest workflows that fit all the given filters, after a certain one. Its parameters are in its plan: that of a
--- filter which isn't given costs nothing, and each index is used for what it is there for.
+-- The newest workflows that fit all the given filters, after a certain one. Planned with its parameters: a filter that
+-- isn't given costs nothing, and each index is used for what it is there for.
+WITH page AS MATERIALIZED (
+    SELECT w.* FROM {schema}.workflow w
+    WHERE (%(states)s::text[] IS NULL OR w.state = ANY(%(states)s))
+    AND (NOT %(ended)s OR w.finished_at IS NOT NULL)
+    AND (%(id)s::text IS NULL OR w.id = %(id)s)
+    AND (%(names)s::text[] IS NULL OR w.name = ANY(%(names)s))
+    AND (%(queue)s::text IS NULL OR w.queue = %(queue)s)
+    AND (%(parent_id)s::text IS NULL OR w.parent_id = %(parent_id)s)
+    AND (%(root_id)s::text IS NULL OR w.id = %(root_id)s AND w.root_id = %(root_id)s
+         OR w.root_id = %(root_id)s AND w.root_id <> w.id)
+    AND (%(forked_from)s::text IS NULL OR w.forked_from = %(forked_from)s)
+    AND (%(error)s::text IS NULL OR w.error IS NOT NULL AND strpos(lower(w.error), lower(%(error)s)) > 0)
+    AND (%(created_after)s::timestamptz IS NULL OR w.created_at >= %(created_after)s)
+    AND (%(created_before)s::timestamptz IS NULL OR w.created_at < %(created_before)s)
+    AND (%(after_at)s::timestamptz IS NULL OR (w.created_at, w.id) < (%(after_at)s, %(after_id)s))
+    ORDER BY w.created_at DESC, w.id DESC LIMIT %(limit)s
+)
 SELECT w.id, w.name, w.state, w.queue, w.attempt, w.crashes, w.created_at, w.started_at, w.finished_at, w.wake_at,
     w.deadline, w.waiting_for, w.parent_id, w.root_id, w.forked_from, w.node::text, w.dispatched, w.retries,
     w.worker, w.claimed_at, w.error,
     CASE WHEN octet_length(i.body) <= %(most)s::bigint THEN i.body END, octet_length(i.body), i.content_type,
     i.content_encoding, o.ok, CASE WHEN octet_length(o.value) <= %(most)s::bigint THEN o.value END, octet_length(o.value),
     o.content_type
-FROM {schema}.workflow w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
-WHERE (%(states)s::text[] IS NULL OR w.state = ANY(%(states)s))
-AND (NOT %(ended)s OR w.finished_at IS NOT NULL)
-AND (%(id)s::text IS NULL OR w.id = %(id)s)
-AND (%(names)s::text[] IS NULL OR w.name = ANY(%(names)s))
-AND (%(queue)s::text IS NULL OR w.queue = %(queue)s)
-AND (%(parent_id)s::text IS NULL OR w.parent_id = %(parent_id)s)
-AND (%(root_id)s::text IS NULL OR w.id = %(root_id)s AND w.root_id = %(root_id)s
-     OR w.root_id = %(root_id)s AND w.root_id <> w.id)
-AND (%(forked_from)s::text IS NULL OR w.forked_from = %(forked_from)s)
-AND (%(error)s::text IS NULL OR w.error IS NOT NULL AND strpos(lower(w.error), lower(%(error)s)) > 0)
-AND (%(created_after)s::timestamptz IS NULL OR w.created_at >= %(created_after)s)
-AND (%(created_before)s::timestamptz IS NULL OR w.created_at < %(created_before)s)
-AND (%(after_at)s::timestamptz IS NULL OR (w.created_at, w.id) < (%(after_at)s, %(after_id)s))
-ORDER BY w.created_at DESC, w.id DESC LIMIT %(limit)s
+FROM page w LEFT JOIN {schema}.input i ON i.workflow = w.id LEFT JOIN {schema}.output o ON o.workflow = w.id
+ORDER BY w.created_at DESC, w.id DESC
 
 -- name: count
--- How many workflows of each state fit the filters, counted no further than wanted.
-SELECT s.state, (
-    SELECT count(*) FROM (
-        SELECT FROM {schema}.workflow w
-        WHERE w.state = s.state AND (w.finished_at IS NOT NULL) = s.ended
-        AND (%(id)s::text IS NULL OR w.id = %(id)s)
-        AND (%(names)s::text[] IS NULL OR w.name = ANY(%(names)s))
-        AND (%(queue)s::text IS NULL OR w.queue = %(queue)s)
-        AND (%(parent_id)s::text IS NULL OR w.parent_id = %(parent_id)s)
-        AND (%(root_id)s::text IS NULL OR w.id = %(root_id)s AND w.root_id = %(root_id)s
-             OR w.root_id = %(root_id)s AND w.root_id <> w.id)
-        AND (%(forked_from)s::text IS NULL OR w.forked_from = %(forked_from)s)
-        AND (%(error)s::text IS NULL OR w.error IS NOT NULL AND strpos(lower(w.error), lower(%(error)s)) > 0)
-        AND (%(created_after)s::timestamptz IS NULL OR w.created_at >= %(created_after)s)
-        AND (%(created_before)s::timestamptz IS NULL OR w.created_at < %(created_before)s)
-        LIMIT %(most)s) AS counted)
-FROM unnest(%(states)s::text[], %(endeds)s::boolean[]) AS s (state, ended)
+-- How many workflows of one state fit the filters, counted no further than wanted; planned as above.
+SELECT count(*) FROM (
+    SELECT FROM {schema}.workflow w
+    WHERE w.state = %(state)s
+    AND (NOT %(ended)s OR w.finished_at IS NOT NULL)
+    AND (%(id)s::text IS NULL OR w.id = %(id)s)
+    AND (%(names)s::text[] IS NULL OR w.name = ANY(%(names)s))
+    AND (%(queue)s::text IS NULL OR w.queue = %(queue)s)
+    AND (%(parent_id)s::text IS NULL OR w.parent_id = %(parent_id)s)
+    AND (%(root_id)s::text IS NULL OR w.id = %(root_id)s AND w.root_id = %(root_id)s
+         OR w.root_id = %(root_id)s AND w.root_id <> w.id)
+    AND (%(forked_from)s::text IS NULL OR w.forked_from = %(forked_from)s)
+    AND (%(error)s::text IS NULL OR w.error IS NOT NULL AND strpos(lower(w.error), lower(%(error)s)) > 0)
+    AND (%(created_after)s::timestamptz IS NULL OR w.created_at >= %(created_after)s)
+    AND (%(created_before)s::timestamptz IS NULL OR w.created_at < %(created_before)s)
+    LIMIT %(most)s
+) AS counted
 
 -- name: names
 -- The names of the tasks that have workflows: from one to the next in the index, whose other rows aren't read.
@@ -69,12 +73,13 @@ SELECT clock_timestamp(),
          OR n.id IN (SELECT id FROM silent))),
     (SELECT count(*) FROM (SELECT FROM {schema}.workflow WHERE state = 'DEAD' AND finished_at IS NOT NULL LIMIT %(most)s) d),
     (SELECT count(*) FROM (SELECT FROM {schema}.workflow WHERE NOT dispatched LIMIT %(most)s) u),
-    (SELECT extract(epoch FROM greatest(max(clock_timestamp() - at), '0')) FROM (
+    (SELECT extract(epoch FROM greatest(clock_timestamp() - min(at), '0')) FROM (
         (SELECT wake_at AS at FROM {schema}.workflow WHERE state = 'SUSPENDED' ORDER BY wake_at LIMIT 1)
         UNION ALL
         (SELECT deadline FROM {schema}.workflow WHERE deadline IS NOT NULL AND finished_at IS NULL ORDER BY deadline LIMIT 1)
         UNION ALL
-        (SELECT min(publish_at) FROM {schema}.workflow WHERE state = 'ENQUEUED' AND published_at IS NULL)) AS timers)::float8,
+        (SELECT min(publish_at) FROM {schema}.workflow WHERE state = 'ENQUEUED' AND published_at IS NULL)) AS timers
+     HAVING min(at) IS NOT NULL)::float8,
     (SELECT extract(epoch FROM clock_timestamp() - published_at) FROM {schema}.workflow
      WHERE state = 'ENQUEUED' AND published_at IS NOT NULL ORDER BY publish_at LIMIT 1)::float8
 

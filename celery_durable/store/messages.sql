@@ -140,7 +140,15 @@ SELECT run.state, run.draining, run.late, extract(epoch FROM until.at - clock_ti
 FROM run CROSS JOIN until LEFT JOIN saved ON true LEFT JOIN prior ON true
 
 -- name: of_workflow
--- The messages of a workflow in their order; of those that take more bytes than wanted, only how many they are.
-SELECT seq, topic, idempotency_key, CASE WHEN octet_length(body) <= %(most)s::bigint THEN body END, octet_length(body),
-    content_type, sent_at, taken_by
-FROM {schema}.message WHERE workflow = %(workflow)s ORDER BY seq LIMIT %(limit)s
+-- The messages of a workflow in their order; of those that take more bytes than wanted, only how many they are. One that
+-- was taken is the outcome of the wait that has it.
+WITH first AS MATERIALIZED (
+    SELECT m.seq, m.topic, m.idempotency_key, m.sent_at, m.taken_by,
+        CASE WHEN m.taken_by IS NULL THEN m.body ELSE c.value END AS body,
+        CASE WHEN m.taken_by IS NULL THEN m.content_type ELSE c.content_type END AS content_type
+    FROM {schema}.message m LEFT JOIN {schema}.checkpoint c ON c.workflow = m.workflow AND c.key = m.taken_by
+    WHERE m.workflow = %(workflow)s ORDER BY m.seq LIMIT %(limit)s
+)
+SELECT seq, topic, idempotency_key, CASE WHEN octet_length(body) <= %(most)s::bigint THEN body END,
+    coalesce(octet_length(body), 0), content_type, sent_at, taken_by
+FROM first ORDER BY seq

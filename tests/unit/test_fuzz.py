@@ -49,10 +49,10 @@ from celery.exceptions import InvalidTaskError
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from celery_durable.history import _step
 from celery_durable.envelope import Envelope, is_id
 from celery_durable.errors import TryError, decode_error, decode_errors
 from celery_durable.exceptions import SerializationError, StepError
+from celery_durable.history import _step
 from celery_durable.publisher import retries_of
 from celery_durable.request import _check_limits, _published
 from celery_durable.serialization import Codec, Payload, fingerprint
@@ -391,7 +391,7 @@ columns = st.tuples(
 def test_any_row_of_a_step_is_shown(row: tuple[Any, ...]) -> None:
     """A step that can't be read is told as one, and hides no other."""
     now = datetime.now()
-    info = _step(SimpleNamespace(codec=CODEC), StepRow.of((*row, None, now, now)))  # type: ignore[arg-type]
+    info = _step(SimpleNamespace(codec=CODEC), StepRow.of((*row[:6], 1, *row[6:], None, now, now)))  # type: ignore[arg-type]
     assert info.state in ("RETRY", "SUCCESS", "FAILURE")
     assert info.error is None or isinstance(info.error, Exception)
 
