@@ -28,7 +28,7 @@ from docs.tables import filled, of_the_code
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, rows
 
-LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text"}
+LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text", "{toctree}"}
 SETUP = ConfigParser()
 SETUP.read(CHECKOUT / "setup.cfg")
 RUNS_ALONE = [

@@ -46,3 +46,16 @@ def test_links_work_in_what_was_built(site: Path) -> None:
     for page in site.glob("**/*.html"):
         for target in re.findall(r'<a class="reference internal" href="([^"#]+)', page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_index_shows_what_the_side_bar_has() -> None:
+    """Each page is in one chapter of docs/index.md: as a link for readers, and for Sphinx, in the same order."""
+    text, chapters = read("docs/index.md").partition("\n## ")[2], []
+    for chapter in text.split("\n## "):
+        links, _, tree = chapter.partition("```{toctree}")
+        shown = [target.removeprefix("..").rpartition(".")[0] for target in re.findall(r"\]\(([^)]+)\)", links)]
+        assert shown == [line for line in tree.splitlines() if re.match(r"[/\w]", line)]
+        chapters += shown
+    pages = {path.stem for path in CHECKOUT.glob("docs/*.md")} - {"index"}
+    assert pages <= set(chapters)
+    assert len(chapters) == len(set(chapters))
