@@ -40,5 +40,7 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"celery_durable {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 html_show_copyright = False
