@@ -6,6 +6,7 @@ import logging
 
 from docs.tables import table, write
 from tests.costs.measuring import Cost, costs, quiet_server, sizes
+from tests.costs.operations import WAKE
 from tests.costs.plans import plans
 from tests.fixtures.fix_postgres import _new_database
 from tests.integration.test_plans import filled
@@ -15,12 +16,25 @@ def measured() -> dict[str, str]:
     """Measure everything, and return it as it stands in the page."""
     with quiet_server() as server:
         with _new_database(server, "template0") as url:
-            operations = _of_costs(costs(url))
+            operations = costs(url)
         with _new_database(server, "template0") as url:
             things = _of_sizes(sizes(url))
         with _new_database(server, "template0") as url, filled(url) as full:
             shown = {f"plan of {name}": f"\n```text\n{plan}\n```\n\n" for name, plan in plans(full).items()}
-    return {"costs": operations, "sizes": things, **shown}
+    return {"costs": _of_costs(operations), "in short": _in_short(operations), "sizes": things, **shown}
+
+
+def _in_short(measured: dict[str, Cost]) -> str:
+    """What whole workflows cost; the two requests of an end are waited for together."""
+    run, steps, nap = ["start", "claim", "finish"], ["step"] * 10, ["`sleep`, without the worker", WAKE, "claim"]
+    lives = {"without steps": run, "with 10 steps": run + steps, "with 10 steps and a long sleep": run + steps + nap}
+    rows = []
+    for life, operations in lives.items():
+        total = [measured[operation] for operation in operations]
+        statements = sum(len(cost.statements) for cost in total)
+        waits = statements - 1 - operations.count(WAKE)
+        rows.append((life, str(statements), str(waits), f"{sum(cost.wal for cost in total) / 1000:.1f}"))
+    return table(("a workflow", "statements", "round trips waited for", "kilobytes of WAL"), rows)
 
 
 def _of_costs(measured: dict[str, Cost]) -> str:

@@ -19,6 +19,7 @@ from tests.fixtures.inprocess import Inprocess
 
 #: What is done at once where it is done for many.
 MANY = 20
+WAKE = f"wake, each of {MANY}"
 
 Act = Callable[[], Any]
 
@@ -277,14 +278,14 @@ def _prune(bench: Bench) -> Act:
 def operations() -> Iterator[Operation]:
     """Return all operations, as a workflow meets them."""
     yield Operation("start", _start)
-    yield Operation("`enqueue_many`, each of 20", _enqueue_many, MANY)
+    yield Operation(f"`enqueue_many`, each of {MANY}", _enqueue_many, MANY)
     yield Operation("claim", _claim)
     yield Operation("claim, with a history of 20 steps", _claim_with_history)
     yield Operation("step", _step)
     yield Operation("step, replayed", _replayed_step)
     yield Operation("step, one try of it failed", _failed_try)
     yield Operation("`sleep`, without the worker", _sleep)
-    yield Operation("wake, each of 20", _wake, MANY)
+    yield Operation(WAKE, _wake, MANY)
     yield Operation("`send`", _send)
     yield Operation("`send`, to one that waits for it", _send_to_one_that_waits)
     yield Operation("`recv`, the message is there", _recv)
@@ -293,11 +294,11 @@ def operations() -> Iterator[Operation]:
     yield Operation("child", _child)
     yield Operation("child, and `get()`: wait", _await_child)
     yield Operation("finish", _finish)
-    yield Operation("confirm, each of 20", _confirm, MANY)
+    yield Operation(f"confirm, each of {MANY}", _confirm, MANY)
     yield Operation("hand-over", _hand_over)
     yield Operation("cancel", _cancel)
     yield Operation("resume", _resume)
-    yield Operation("rescue, each of 20", _rescue, MANY)
+    yield Operation(f"rescue, each of {MANY}", _rescue, MANY)
     yield Operation("heartbeat", _heartbeat)
     yield Operation("sweep that finds nothing", _idle_sweep)
-    yield Operation("prune, each of 20 with 3 steps", _prune, MANY)
+    yield Operation(f"prune, each of {MANY} with 3 steps", _prune, MANY)
