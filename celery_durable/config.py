@@ -50,9 +50,9 @@ class Config:
     #: A message that wasn't taken for so long may have been lost, and is sent again when later ones of its queue were
     #: taken, or nothing moves. Doubles each time, up to an hour.
     republish_after: float = 60.0
-    #: Finished workflows are kept for so long: 14 days. Longer than any broker keeps a message. All of them, or by final
-    #: state, in a mapping such as ``{"SUCCESS": 86400, "DEAD": None}``: ``None`` is for ever, and a state that isn't
-    #: named is kept for 14 days.
+    #: Finished workflows are kept for so long: 14 days. Longer than any broker keeps a message. All of them, or by
+    #: final state, in a mapping such as ``{"SUCCESS": 86400, "DEAD": None}``: ``None`` is for ever, and a state that
+    #: isn't named is kept for 14 days.
     retention: float | Mapping[str, float | None] = _RETENTION
     #: kombu serializer of results and step values; ``None`` is the app's ``task_serializer``. It must be in
     #: ``accept_content``.

@@ -64,12 +64,14 @@ def prune(ctx: click.Context, older_than: float | None, yes: bool, as_json: bool
     from ..installation import installed_on
 
     installation = installed_on(app_of(ctx))
-    retention = installation.config.retention if older_than is None else older_than
-    if retention < installation.config.retention:
-        ask(f"Delete what finished {duration(retention)} ago, which durable_retention keeps?", yes=yes)
+    kept = installation.config.kept
+    if older_than is not None:
+        if any(age is None or older_than < age for age in kept.values()):
+            ask(f"Delete what finished {duration(older_than)} ago, which durable_retention keeps?", yes=yes)
+        kept = dict.fromkeys(kept, older_than)
     deleted = 0
     with progress("Deleting") as advance:
-        while ids := installation.store.workflows.prune(retention=retention, limit=BATCH, patience=CALLER_PATIENCE):
+        while ids := installation.store.workflows.prune(kept=kept, limit=BATCH, patience=CALLER_PATIENCE):
             deleted += len(ids)
             advance(len(ids))
     if as_json:
