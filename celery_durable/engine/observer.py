@@ -8,10 +8,14 @@ make durable calls. ``HOOKS`` lists them in the order in which the life of a wor
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..exceptions import SoftTimeLimitExceeded
+
+if TYPE_CHECKING:
+    from .waiting import StepCall
 
 logger = logging.getLogger("celery_durable")
 
@@ -30,6 +34,8 @@ class AttemptReport:
     worker: str
     #: Seconds from the publication of its message to the claim, by the database's clock; None: it doesn't say.
     lag: float | None
+    #: Crashes since the last new checkpoint.
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +71,17 @@ class StepReport:
 class Observer:
     """Does nothing at every hook; override the ones of interest."""
 
-    def publishing(self, workflow_id: str) -> None:
-        """Called before a new workflow's row is written."""
+    def publishing(self, workflow_id: str, headers: MutableMapping[str, Any], forked_from: str | None) -> None:
+        """Called before a new workflow's row is written. What is added to its message's headers is kept with it."""
 
     def published(self, workflow_id: str) -> None:
         """Called when the row is committed, before its message is sent."""
 
     def sent(self, workflow_id: str) -> None:
         """Called when the broker has the message."""
+
+    def publish_ended(self, workflow_id: str, error: BaseException | None) -> None:
+        """Called after each ``publishing``, in the same context; ``error`` is what the caller gets."""
 
     def claiming(self, workflow_id: str) -> None:
         """Called before a worker tries to take a workflow."""
@@ -88,6 +97,12 @@ class Observer:
 
     def step_starting(self, workflow_id: str, key: str) -> None:
         """Called before each try of a step's body."""
+
+    def body_starting(self, workflow_id: str, key: str, call: StepCall) -> None:
+        """Called after ``step_starting``, in the context of the body: what is made current here is current in it."""
+
+    def body_ended(self, workflow_id: str, key: str) -> None:
+        """Called after each ``body_starting``, in the same context, whatever ended the body."""
 
     def step_returned(self, workflow_id: str, key: str) -> None:
         """Called when a body has ended for good, before its checkpoint is written."""
