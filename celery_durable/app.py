@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from celery import Celery
@@ -50,6 +51,8 @@ def install(app: Celery, **settings: Any) -> None:
     app.steps["consumer"].add(UnknownTaskStep)
     add_recovery(app, installation)
     add_step_task(app)
+    if "celery.worker.control" in sys.modules:
+        from . import control  # noqa: F401 - `celery inspect` and `celery control` know the names of commands
     app.GroupResult = app.subclass_with_self(DurableGroupResult, name="GroupResult", keep_reduce=True)
 
 

@@ -27,7 +27,7 @@ from .engine.observer import AttemptReport
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
 from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
-from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError, ends_process
+from .exceptions import CodecError, ConfigurationError, DurableError, WorkflowCancelledError, ends_process
 from .installation import Installation
 from .logs import about
 from .publisher import birth_of, retries_of, start_by_message
@@ -187,7 +187,7 @@ class _Message:
     def end_expired(self, fence: Fence) -> bool:
         """End a workflow that hasn't begun; False if it has, for then ``expires`` doesn't count any more."""
         error = WorkflowCancelledError("The workflow wasn't started before its `expires`.")
-        verdict = self.installation.codec.encode_error(error)
+        verdict = self.installation.codec.verdict(error)
         if self.workflows.expired([self.id], verdict=verdict, patience=WHILE_ALIVE):
             return True
         if self.is_foreign and self.workflows.look(fence, patience=WHILE_ALIVE) is None:
@@ -198,7 +198,10 @@ class _Message:
     def bear(self) -> bool:
         """Write the row that its producer couldn't; False if the id is taken."""
         serializer = self.task.serializer or self.task.app.conf.task_serializer
-        envelope = Envelope.of_request(self.request, serializer, self.task.name)
+        codec = self.installation.codec
+        envelope = Envelope.of_request(self.request, serializer, self.task.name).packed(codec)
+        if codec.seal.is_set:
+            envelope = envelope.without_values()
         ignored = bool(self.request.ignore_result)
         start = start_by_message(self.task, max_crashes=self.max_crashes, ignore_result=ignored)
         birth = birth_of(self.installation, envelope, self.id, start)
@@ -249,7 +252,7 @@ class _Message:
     def release(self) -> None:
         """End what has passed its deadline, if nobody has done so; whoever resumes this workflow may have it now."""
         error = WorkflowCancelledError("The workflow was cancelled: its workflow_timeout has passed.")
-        verdict = self.installation.codec.encode_error(error)
+        verdict = self.installation.codec.verdict(error)
         if late := self.workflows.expire(verdict=verdict, limit=_MOST_LATE, patience=WHILE_ALIVE):
             republish_after = self.installation.config.republish_after
             self.send(self.installation.store.awaits.notify(late, republish_after, patience=WHILE_ALIVE))
@@ -258,13 +261,18 @@ class _Message:
     def deliver_stored(self, stored: StoredOutcome) -> Any:
         """Return an outcome of an earlier attempt through the tracer, as that attempt would have."""
         codec = self.installation.codec
-        if stored.ok:
-            return codec.decode(stored.payload, f"The result of workflow {self.id}")
         if stored.state == states.CANCELLED:
             self.store_revoked()
             self.confirm()
             raise Ignore("the workflow was cancelled")
-        raise _as_failure(codec.decode_error(stored.payload))
+        try:
+            if stored.ok:
+                return codec.decode(stored.payload, f"The result of workflow {self.id}")
+            error = codec.decode_error(stored.payload)
+        except CodecError as unread:
+            logger.error("The outcome of the workflow %s is delivered when this worker has ended: %s", self.id, unread)
+            raise Ignore("the outcome can't be read here") from unread
+        raise _as_failure(error)
 
     def warn_of_expiry(self, seconds: float | None) -> None:
         """Warn once of a chord that will have forgotten this task when it goes on."""

@@ -251,7 +251,7 @@ def _forked(installation: Installation, forks: Sequence[Fork]) -> dict[str, date
 
 def _under(installation: Installation, message: StoredMessage, new_id: str) -> StoredMessage:
     """Return a message for another workflow, which begins anew."""
-    envelope = Envelope.of_stored(message).under(new_id, accept=installation.codec.accept)
+    envelope = Envelope.of_stored(message).under(new_id, installation.codec)
     with announced(installation, envelope, forked_from=message.workflow_id):
         return envelope.stored(new_id, 0)
 

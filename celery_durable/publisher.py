@@ -37,6 +37,7 @@ from .exceptions import ConfigurationError, DatabaseUnavailable, WorkflowConflic
 from .installation import Installation, installed_on
 from .outboxes import Box
 from .outboxes import current as current_box
+from .seal import HIDDEN
 from .store import Birth
 from .store.rows import Checkpoint, Published
 from .text import printable
@@ -95,8 +96,7 @@ class RowFirst:
 
     def _envelope(self, body: Any, options: dict[str, Any]) -> Envelope:
         app = self._installation.app
-        envelope = Envelope.of_publish(body, options, app.conf.task_serializer)
-        self._installation.codec.check_size(envelope.body, f"The message of the task {envelope.headers.get('task')}")
+        envelope = Envelope.of_publish(body, options, app.conf.task_serializer).packed(self._installation.codec)
         ours = {} if self._start.timeout is None else {TIMEOUT_HEADER: self._start.timeout}
         return envelope.changed(ignore_result=self._start.ignore_result, **ours)
 
@@ -166,6 +166,10 @@ class OfChild(RowFirst):
         super().__init__(installation, start, producer)
         self._call = call
 
+    def _envelope(self, body: Any, options: dict[str, Any]) -> Envelope:
+        envelope = super()._envelope
+        return self._call.or_later(lambda: envelope(body, options))
+
     def _write(self, birth: Birth) -> Published:
         call, attempt = self._call, self._call.attempt
         attempt.check_going()
@@ -225,8 +229,9 @@ class Captured:
     def publish(self, body: Any, **options: Any) -> None:
         """Keep the first message; what follows is a monitoring event."""
         if self.envelope is None:
-            envelope = Envelope.of_publish(body, options, self._installation.app.conf.task_serializer)
-            self.envelope = envelope.changed(ignore_result=self._ignore_result)
+            installation = self._installation
+            envelope = Envelope.of_publish(body, options, installation.app.conf.task_serializer)
+            self.envelope = envelope.changed(ignore_result=self._ignore_result).packed(installation.codec)
 
 
 class Publication:
@@ -251,7 +256,10 @@ class Publication:
         # With a result to come, Celery would ask the result backend before the row is written, and a dead
         # backend would fail the start; the producer asks it afterwards, and puts the header right.
         self.options["ignore_result"] = True
-        start = self._start(max_crashes)
+        if self.installation.codec.seal.is_set:
+            # In the message's headers, and in Celery's event of its sending.
+            self.options = {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN, **self.options}
+        start = self._start(max_crashes) if call is None else call.or_later(lambda: self._start(max_crashes))
         self.delay = start.delay
         producer = producer or self.options.pop("publisher", None)
         self.options.pop("connection", None)

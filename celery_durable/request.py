@@ -21,7 +21,7 @@ from celery.worker.state import task_ready
 from .config import LONGEST, seconds
 from .envelope import HEADER, TIMEOUT_HEADER, is_id
 from .installation import registered
-from .step_events import WATCHED_PROPERTY, sends_task_events
+from .step_events import WATCHED_PROPERTY, sends_task_events, without_values
 from .text import printable
 
 NODE_PROPERTY = "durable_node"
@@ -77,6 +77,20 @@ class DurableRequest(Request):
         """Our own header, empty in a foreign message."""
         header = self._request_dict.get(HEADER)
         return header if isinstance(header, dict) else {}
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell monitors of this request; of values only where there is no payload codec."""
+        super().send_event(type, **(without_values(fields) if self._hides_values else fields))
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """Return what ``celery inspect`` shows of this request: with a payload codec, without the arguments."""
+        shown: dict[str, Any] = super().info(safe=safe or self._hides_values)
+        return shown
+
+    @property
+    def _hides_values(self) -> bool:
+        installation = registered(self._app)
+        return installation is not None and installation.codec.seal.is_set
 
     def revoked(self) -> bool:
         """Only what this request itself was told counts: a resumed workflow has an id that Celery may remember
@@ -282,6 +296,12 @@ class Registry:
         """Tell whether a request of this workflow is in execution here."""
         with self._lock:
             return any(request.id == workflow_id for request in self._requests)
+
+    def requests(self) -> list[Any]:
+        """Return those that a process of the pool has accepted, in that order."""
+        with self._lock:
+            accepted = [request for request in self._requests if request.time_start is not None]
+        return sorted(accepted, key=lambda request: request.time_start)
 
     def of_process(self, pid: int) -> list[Any]:
         """Return the requests that a pool process has."""
