@@ -10,47 +10,66 @@ from typing import Any
 
 from .exceptions import ConfigurationError
 from .seal import PayloadCodec, is_codec
+from .states import CANCELLED, DEAD, FAILURE, SUCCESS
 from .text import is_storable, qualname_of
 
 #: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
 LONGEST = 100 * 365.25 * 86400
+#: How long what has finished is kept, in seconds: longer than any broker keeps a message.
+_RETENTION = 14 * 86400.0
 
 
 @dataclass(frozen=True)
 class Config:
     """What ``install(app, …)`` or ``app.conf.durable_*`` say; durations are in seconds."""
 
-    #: Where the workflows live. Celery hides settings with DATABASE in their name from its reports.
+    #: Where the workflows live: ``postgresql://user:password@host:5432/database``, without a driver in the scheme.
+    #: Required, or ``durable_database``. Celery hides it from its reports, as DATABASE is in its name.
     database_url: str = field(default="", repr=False)
-    #: In a Django project the alias of that database, in place of its URL.
+    #: In a Django project, in place of the URL: the alias in ``DATABASES`` of the Postgres where the workflows live,
+    #: such as ``"default"``.
     database: str | None = None
+    #: The Postgres schema of all tables; at most 63 bytes. Several apps may share one.
     schema: str = "celery_durable"
-    #: Bring the schema up to date on first use; False leaves it to ``celery durable migrate``.
+    #: Bring the schema up to date on first use. ``False`` leaves it to ``celery -A proj durable migrate``, and an old
+    #: schema is an error.
     auto_migrate: bool = True
+    #: How often a worker says that it lives.
     heartbeat_interval: float = 5.0
-    #: A worker that was silent for so long is taken for dead.
+    #: A worker that was silent for so long is taken for dead. At least three heartbeats.
     lease: float = 15.0
+    #: How often the elected worker sweeps; the beat task comes in whole seconds.
     recovery_interval: float = 5.0
-    #: Queue of the beat task; None is the app's default queue.
+    #: Queue of the beat task; ``None`` is the app's default queue.
     recovery_queue: str | None = None
-    #: Crashes without a new checkpoint between them before a workflow is DEAD.
+    #: So many crashes without a completed step between them are survived; one more, and the workflow is DEAD. A task
+    #: may have its own ``max_recovery_attempts``.
     max_recovery_attempts: int = 10
-    #: Waits that are shorter stay in the worker slot.
+    #: A longer sleep or wait for a retry gives the worker back; ``0`` gives it back for each.
     suspend_after: float = 5.0
-    #: A message not taken after so long may have been lost (doubling with each try).
+    #: A message that wasn't taken for so long may have been lost, and is sent again when later ones of its queue were
+    #: taken, or nothing moves. Doubles each time, up to an hour.
     republish_after: float = 60.0
-    #: Finished workflows are kept for so long.
-    retention: float = 14 * 86400.0
-    #: kombu serializer of results and step values; None is the app's ``task_serializer``.
+    #: Finished workflows are kept for so long: 14 days. Longer than any broker keeps a message. All of them, or by
+    #: final state, in a mapping such as ``{"SUCCESS": 86400, "DEAD": None}``: ``None`` is for ever, and a state that
+    #: isn't named is kept for 14 days.
+    retention: float | Mapping[str, float | None] = _RETENTION
+    #: kombu serializer of results and step values; ``None`` is the app's ``task_serializer``. It must be in
+    #: ``accept_content``.
     serializer: str | None = None
-    #: Largest serialized value, in bytes.
+    #: Largest message, result or step value, serialized, in bytes: 16 MiB.
     max_payload: int = 16 * 1024 * 1024
-    #: Encodes, or encrypts, whatever of a workflow is stored or sent; an object, or its dotted path.
+    #: An object with ``encode(data)`` and ``decode(data)``, or its dotted path: it encodes, or encrypts, whatever of a
+    #: workflow is stored or sent.
     payload_codec: PayloadCodec | str | None = field(default=None, repr=False)
+    #: What a replay does that calls a step with other arguments: ``"error"`` stops in DEAD, ``"warn"`` logs and goes on
+    #: with the kept outcome.
     nondeterminism: str = "error"
-    #: Show each executed step as a task in Flower and ``celery events``; "auto": while the worker sends task events.
+    #: Show each executed step as a task in Flower and ``celery events``, arguments and results included: ``"auto"``
+    #: while the worker sends task events (``-E``, ``celery control enable_events``, Flower), ``True`` always, ``False``
+    #: never. A running attempt keeps what it began with.
     step_events: str | bool = "auto"
-    #: Set this if the database is reached through pgbouncer in transaction mode.
+    #: Set it if the database is reached through pgbouncer or another pooler, in any of its modes.
     pgbouncer: bool = False
 
     @classmethod
@@ -69,6 +88,13 @@ class Config:
         config._check_choices()
         config._check_database()
         return config
+
+    @property
+    def kept(self) -> dict[str, float | None]:
+        """For how many seconds workflows are kept, by their final state; None: for ever."""
+        if isinstance(self.retention, Mapping):
+            return {state: self.retention.get(state, _RETENTION) for state in _BY_AGE}
+        return {state: self.retention for state in _BY_AGE}
 
     def _check_lease(self) -> None:
         if self.lease < 3 * self.heartbeat_interval:
@@ -104,8 +130,9 @@ _DURATIONS = {
     "recovery_interval",
     "suspend_after",
     "republish_after",
-    "retention",
 }
+#: Final states, the most frequent one first.
+_BY_AGE = (SUCCESS, FAILURE, CANCELLED, DEAD)
 _MAY_BE_ZERO = {"suspend_after"}
 
 
@@ -151,6 +178,8 @@ def _converted(name: str, value: Any) -> Any:
     setting = f"durable_{name}"
     if name in _DURATIONS:
         return seconds(value, setting, zero=name in _MAY_BE_ZERO)
+    if name == "retention":
+        return _retention(value, setting)
     default = _FIELDS[name].default
     if name in _CHOICES:
         return value
@@ -163,6 +192,19 @@ def _converted(name: str, value: Any) -> Any:
     if name == "schema":
         return _identifier(_typed(value, str, setting, "a string"), setting)
     return _typed(value, str, setting, "a string")
+
+
+def _retention(value: Any, setting: str) -> float | dict[str, float | None]:
+    if not isinstance(value, Mapping):
+        return seconds(value, setting)
+    for state in value:
+        if state not in _BY_AGE:
+            nearest = difflib.get_close_matches(str(state).upper(), _BY_AGE, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise ConfigurationError(
+                f"{setting} is by final state, {', '.join(_BY_AGE)}: {state!r} is none of them.{hint}"
+            )
+    return {state: None if age is None else seconds(age, f"{setting}[{state!r}]") for state, age in value.items()}
 
 
 def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:

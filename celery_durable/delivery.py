@@ -23,13 +23,15 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from . import states
 from .engine import runner
 from .engine.context import WHILE_ALIVE, Attempt, boot_time
+from .engine.observer import AttemptReport
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
 from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
 from .exceptions import CodecError, ConfigurationError, DurableError, WorkflowCancelledError, ends_process
 from .installation import Installation
+from .logs import about
 from .publisher import birth_of, retries_of, start_by_message
-from .request import NODE_PROPERTY
+from .request import NODE_PROPERTY, published_at
 from .step_events import is_watched
 from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 
@@ -48,11 +50,20 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     Raises Ignore for a message that has nothing to say, a message-less Retry for a workflow that goes on later.
     """
     message = _Message(installation, task, max_crashes)
-    found = message.take()
-    if isinstance(found, StoredOutcome):
-        return message.deliver_stored(found)
-    attempt = Attempt.of(installation.engine, task.name, found, message.claimed_at, **message.facts())
-    installation.observers.tell("claimed", attempt.id, attempt.fence.attempt)
+    with about(message.id, task.name) as subject:
+        found = message.take()
+        if isinstance(found, StoredOutcome):
+            return message.deliver_stored(found)
+        subject["attempt"] = found.fence.attempt
+        return _run(message, found, body)
+
+
+def _run(message: _Message, claim: Claim, body: Callable[[], Any]) -> Any:
+    installation = message.installation
+    attempt = Attempt.of(installation.engine, message.task.name, claim, message.claimed_at, **message.facts())
+    report, tell = message.report(attempt, claim), installation.observers.tell
+    tell("claimed", attempt.id, attempt.fence.attempt)
+    tell("attempt_started", report)
     message.store_started()
     outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
     try:
@@ -60,6 +71,7 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     except SoftTimeLimitExceeded:
         # The function has ended, and its limit with it; what was settled already is found so.
         settled = message.settle(attempt, outcome)
+    tell("attempt_ended", report, settled.ending)
     return message.tell_celery(attempt, settled)
 
 
@@ -90,6 +102,20 @@ class _Message:
             "show_state": self.show_state,
             "send": self.send,
         }
+
+    def report(self, attempt: Attempt, claim: Claim) -> AttemptReport:
+        """Return what is told of an attempt."""
+        header = getattr(self.request, HEADER, None)
+        published = published_at(header) if isinstance(header, dict) else None
+        return AttemptReport(
+            workflow_id=attempt.id,
+            root_id=attempt.root_id,
+            name=attempt.name,
+            attempt=attempt.fence.attempt,
+            worker=attempt.worker,
+            lag=None if published is None else max((claim.now - published).total_seconds(), 0.0),
+            crashes=claim.crashes,
+        )
 
     def take(self) -> Claim | StoredOutcome:
         """Take the workflow, or an outcome that is still to be delivered; raise Ignore if there is neither."""

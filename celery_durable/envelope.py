@@ -303,7 +303,7 @@ def send_all(app: Celery, producer: Any, messages: Sequence[StoredMessage]) -> l
             logger.error(
                 "The message of the workflow %s can't be sent (%s): its row in the table input is spoilt, or the "
                 "broker's library can't write what is in it. It is tried again, less and less often.",
-                message.workflow_id, summary(error),
+                message.workflow_id, summary(error), extra={"workflow_id": message.workflow_id},
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - every transport has its own errors; the rows are kept
             logger.warning("The broker took no message (%r); recovery tries again.", error)

@@ -20,6 +20,7 @@ from .engine.observer import Observers
 from .exceptions import NotInstalled
 from .monitoring import LogObserver
 from .recovery import Recovery, Send
+from .running import Running
 from .seal import Seal
 from .serialization import Codec
 from .step_events import StepEvents
@@ -36,7 +37,9 @@ class Installation:
     def __init__(self, app: Celery, settings: dict[str, Any]) -> None:
         self.app = app
         self.settings = settings
+        self.running = Running()
         self.observers = Observers()
+        self.observers.add(self.running)
         self.observers.add(LogObserver())
         self.observers.add(StepEvents(app, lambda: self.codec.seal.is_set))
         self.observers.add(DjangoConnections())
@@ -107,7 +110,7 @@ class Installation:
             lease=config.lease,
             suspend_after=config.suspend_after,
             republish_after=config.republish_after,
-            retention=config.retention,
+            retention=max((age for age in config.kept.values() if age is not None), default=0.0),
             nondeterminism=config.nondeterminism,
         )
 
@@ -135,7 +138,7 @@ class Installation:
             engine=self.engine,
             store=store or self.store,
             send=send,
-            retention=config.retention,
+            kept=config.kept,
             patience=patience,
             sweeper=sweeper,
             node=node,

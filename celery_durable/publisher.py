@@ -84,14 +84,12 @@ class RowFirst:
             self._pass_on(body, options)
             return
         envelope = self._envelope(body, options)
-        workflow_id = str(envelope.headers["id"])
-        observers = self._installation.observers
-        observers.tell("publishing", workflow_id)
-        published = self._write(birth_of(self._installation, envelope, workflow_id, self._start))
-        self.started = published.holder or workflow_id
-        observers.tell("published", workflow_id)
-        if published.born and published.published_at is not None:
-            self._send(workflow_id, envelope, published.published_at)
+        with announced(self._installation, envelope) as workflow_id:
+            published = self._write(birth_of(self._installation, envelope, workflow_id, self._start))
+            self.started = published.holder or workflow_id
+            self._installation.observers.tell("published", workflow_id)
+            if published.born and published.published_at is not None:
+                self._send(workflow_id, envelope, published.published_at)
 
     def revive(self, connection: Any) -> None:
         """Nothing: Celery does this before it tries a publish again."""
@@ -130,7 +128,7 @@ class RowFirst:
         except Exception as error:  # noqa: BLE001 - every transport and backend has its own errors
             logger.warning(
                 "The workflow %s is stored, but its message couldn't be sent (%r); recovery sends it.",
-                workflow_id, error,
+                workflow_id, error, extra={"workflow_id": workflow_id},
             )  # fmt: skip
             self._installation.store.workflows.unsent([workflow_id], patience=CALLER_PATIENCE)
         else:
@@ -212,8 +210,8 @@ class Unpublished(RowFirst):
         """Keep the first message; what follows is a monitoring event."""
         if self.started is None:
             self.envelope = self._envelope(body, options)
-            self.started = str(self.envelope.headers["id"])
-            self.birth = birth_of(self._installation, self.envelope, self.started, self._start)
+            with announced(self._installation, self.envelope) as self.started:
+                self.birth = birth_of(self._installation, self.envelope, self.started, self._start)
 
 
 class Captured:
@@ -323,6 +321,21 @@ class Unpublishing:
         """Return the producer."""
         self.kept = Unpublished(installation, start)
         return self.kept
+
+
+@contextmanager
+def announced(installation: Installation, envelope: Envelope, forked_from: str | None = None) -> Iterator[str]:
+    """Give the id of a workflow that is born in the block; observers may add to the headers of its message before."""
+    tell, workflow_id = installation.observers.tell, str(envelope.headers["id"])
+    raised: BaseException | None = None
+    try:
+        tell("publishing", workflow_id, envelope.headers, forked_from)
+        yield workflow_id
+    except BaseException as error:
+        raised = error
+        raise
+    finally:
+        tell("publish_ended", workflow_id, raised)
 
 
 def start_by_message(task: Any, *, max_crashes: int, ignore_result: bool) -> Start:

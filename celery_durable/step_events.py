@@ -110,7 +110,9 @@ class StepEvents(Observer):
         signals.worker_shutdown.connect(self._leave)
 
     def step_ended(self, report: StepReport) -> None:
-        """Let the step be shown soon."""
+        """Let the step be shown soon, if somebody watches."""
+        if not report.watched:
+            return
         pid = os.getpid()
         outbox = self._outboxes.get(pid) or self._outboxes.setdefault(pid, _Outbox(self._app))
         outbox.add(event_of(report, hidden=self._hides_values()))

@@ -243,9 +243,14 @@ class Call:
         if self.attempt.is_stale:
             await self.waiting.run(self.attempt.look)
         self.step.attempt = self.failed_tries + 1
-        self.attempt.engine.observers.tell("step_starting", self.attempt.id, self.key)
+        tell = self.attempt.engine.observers.tell
+        tell("step_starting", self.attempt.id, self.key)
         self.began = time.monotonic()
-        return await self.waiting.call(self, body)
+        try:
+            tell("body_starting", self.attempt.id, self.key, self)
+            return await self.waiting.call(self, body)
+        finally:
+            tell("body_ended", self.attempt.id, self.key)
 
     def overrun(self) -> Ended:
         """Return how the try ended that an earlier attempt was killed in."""
@@ -330,7 +335,7 @@ class Call:
         logger.log(
             logging.INFO if isinstance(error, self.spec.throws) else logging.WARNING,
             "Step %s of workflow %s failed in try %d (%r), next in %.3g s.",
-            self.key, attempt.id, self.failed_tries, error, delay,
+            self.key, attempt.id, self.failed_tries, error, delay, extra={"step": self.key},
         )  # fmt: skip
         await self.save_try(delay)
         attempt.engine.observers.tell("try_recorded", attempt.id, self.key)
@@ -459,14 +464,12 @@ class Call:
 
     def report(self, state: str, value: Any = None, error: Exception | None = None, retries: int = 0) -> None:
         """Tell those who show steps what a try has come to."""
-        attempt = self.attempt
-        if not attempt.watched:
-            return
-        runtime = self.took
+        attempt, runtime = self.attempt, self.took
         attempt.engine.observers.tell("step_ended", StepReport(
-            workflow_id=attempt.id, root_id=attempt.root_id, worker=attempt.worker, id=self.step.idempotency_key,
-            name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs, state=state, value=value,
-            error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
+            workflow_id=attempt.id, workflow_name=attempt.name, root_id=attempt.root_id, worker=attempt.worker,
+            id=self.step.idempotency_key, name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs,
+            state=state, value=value, error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
+            watched=attempt.watched,
         ))  # fmt: skip
 
 

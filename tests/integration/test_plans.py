@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -62,7 +63,9 @@ STEP = {
     "key": "step", "seq": 4, "tries": 1, "ok": True, "value": b"1", "content_type": None, "args": "", "took": 0.1,
     "fingerprint": b"", "errors": None, "delay": 1.0, "spent": False, "kill_in": None,
 }  # fmt: skip
-SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, "retention": 14 * 86400.0}
+#: FAILURE is kept for ever.
+AGES = {"states": ["SUCCESS", "CANCELLED", "DEAD"], "ages": [14 * 86400.0] * 3}
+SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, **AGES}
 BIRTH = {
     "id": "new", "name": "order", "queue": "celery", "max_crashes": 3, "timeout": None, "retries": 0, "parent_id": None,
     "root_id": "new", "deduplication_id": "42", "delay": None, "republish_after": 60.0, "envelope": "{}", "body": b"[]",
@@ -129,6 +132,7 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("workflows", "confirm"): {"node": NODE, "ids": ["done-1", "done-2"]},
     ("workflows", "adopt"): {"id": "done-1", "name": "order", "node": NODE},
     ("workflows", "prune"): SWEEP,
+    ("workflows", "count_old"): {**AGES, "most": 100},
     ("workflows", "next_due"): {},
     ("workflows", "unsent"): {"ids": ["ENQUEUED7"]},
     ("workflows", "leave_to_others"): {"ids": ["ENQUEUED7"], "delays": [3.0]},
@@ -140,6 +144,7 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("lists", "names"): {},
     ("lists", "attempts"): {"id": "done-1"},
     ("lists", "standings"): {"lease": 15.0, "most": 100},
+    ("lists", "live"): {"most": 100_000},
     ("lists", "nodes"): {},
     ("nodes", "leave"): {"id": NODE},
     ("nodes", "forget"): {},
@@ -149,14 +154,19 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def full(postgres_server: str) -> Iterator[Sql]:
     """A database with a long past."""
-    with _new_database(postgres_server, "template0") as url:
-        migrate(url)
-        sql = Sql(url)
+    with _new_database(postgres_server, "template0") as url, filled(url) as sql:
+        yield sql
+
+
+@contextmanager
+def filled(url: str) -> Iterator[Sql]:
+    """An empty database with a long past."""
+    migrate(url)
+    with closing(Sql(url)) as sql:
         for statement in FILL.split(";\n"):
             sql.execute(statement)
         sql.execute("VACUUM ANALYZE")
         yield sql
-        sql.close()
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -167,6 +177,14 @@ def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def explain(sql: Sql, table: str, name: str, params: dict[str, Any], uses: int = 1) -> list[dict[str, Any]]:
     """The plan's nodes at a prepared statement's nth use, with what they really read; nothing is kept of it."""
+    ((plan,),) = explained(sql, table, name, params, "ANALYZE, FORMAT JSON", uses)
+    return list(nodes_of(plan[0]["Plan"]))
+
+
+def explained(
+    sql: Sql, table: str, name: str, params: dict[str, Any], options: str, uses: int = 1
+) -> list[tuple[Any, ...]]:
+    """What EXPLAIN with these options says at a prepared statement's nth use; nothing is kept of it."""
     text = Queries(f"{table}.sql", "celery_durable")[name].text
     used = [each for each in params if f"%({each})s" in text]
     numbered = re.sub(r"%\((\w+)\)s", lambda match: f"${used.index(match[1]) + 1}", text)
@@ -176,10 +194,9 @@ def explain(sql: Sql, table: str, name: str, params: dict[str, Any], uses: int =
         execute = f"EXECUTE statement ({arguments})" if used else "EXECUTE statement"
         for _ in range(uses - 1):
             connection.execute(f"EXPLAIN {execute}".encode())
-        row = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {execute}".encode()).fetchone()
+        rows = connection.execute(f"EXPLAIN ({options}) {execute}".encode()).fetchall()
         connection.rollback()
-    assert row is not None
-    return list(nodes_of(row[0][0]["Plan"]))
+    return rows
 
 
 @pytest.mark.parametrize("uses", [1, 10])
@@ -201,9 +218,18 @@ def test_a_sweep_reads_only_what_is_due(full: Sql, name: str) -> None:
             assert node.get("Rows Removed by Filter", 0) == 0
 
 
+def test_pruning_passes_over_what_is_kept_for_ever(full: Sql) -> None:
+    """The oldest are of a state that isn't pruned: they aren't read."""
+    ages = {**SWEEP, "ages": [float(FINISHED - 1000)] * 3}
+    for node in explain(full, "workflows", "prune", ages, uses=10):
+        if node.get("Index Name") == "workflow_kept":
+            assert node["Actual Rows"] * node["Actual Loops"] <= SWEEP["limit"]
+            assert node.get("Rows Removed by Filter", 0) == 0
+
+
 def test_pruning_reads_what_it_deletes(full: Sql) -> None:
     """Its limit bounds the work, also when everything is old."""
-    nodes = explain(full, "workflows", "prune", {**SWEEP, "retention": 0.0})
+    nodes = explain(full, "workflows", "prune", {**SWEEP, "ages": [0.0] * 3})
     (deleted,) = [node for node in nodes if node["Node Type"] == "ModifyTable" and node["Relation Name"] == "workflow"]
     assert deleted["Actual Rows"] == SWEEP["limit"]
     for node in nodes:

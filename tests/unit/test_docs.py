@@ -1,6 +1,6 @@
 """README and docs against the code: blocks are run or parsed, tables compared, links followed.
 
-`tests/acceptance/test_readme.py` and `test_adoption.py` run what needs a worker,
+`tests/acceptance/test_readme.py`, `test_tutorial.py` and `test_adoption.py` run what needs a worker,
 `tests/integration/test_testing_plugin.py` what are tests themselves.
 """
 
@@ -13,23 +13,23 @@ import shlex
 import subprocess
 import sys
 from configparser import ConfigParser
-from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 from celery.bin.celery import celery as celery_command
 
 import celery_durable as durable
 from celery_durable import states
 from celery_durable.cli import durable as durable_command
-from celery_durable.config import Config
 from celery_durable.engine.retry import DEFAULT_RETRIES
-from celery_durable.options import STEP_OPTIONS, step_spec
+from celery_durable.options import STEP_OPTIONS
+from docs.tables import filled, of_the_code
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, rows
 
-LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text"}
+LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text", "yaml", "{toctree}"}
 SETUP = ConfigParser()
 SETUP.read(CHECKOUT / "setup.cfg")
 RUNS_ALONE = [
@@ -38,17 +38,21 @@ RUNS_ALONE = [
     "docs/steps.md",
     "docs/code-changes.md",
     "docs/canvas.md",
+    "docs/from-canvas.md",
     "docs/waiting.md",
     "docs/managing.md",
     "docs/patterns.md",
     "docs/django.md",
     "docs/sqlalchemy.md",
+    "docs/tracing.md",
+    "docs/metrics.md",
+    "docs/logs.md",
     "docs/encryption.md",
 ]
-NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
+NEEDS_A_WORKER = ["README.md", "docs/adopting.md", "docs/tutorial.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
 QUOTES_FILES = ["example_project/README.md"]
-OPEN_COMMANDS = {".", "docker", "pkill"}
+OPEN_COMMANDS = {".", "cat", "docker", "pkill", "rm"}
 
 PAPERS = "\n".join(read(str(page.relative_to(CHECKOUT))) for page in PAGES)
 
@@ -86,6 +90,12 @@ def test_quoted_code_is_the_real_code(block: Block) -> None:
         assert _unparsed(node) in real
 
 
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml_can_be_read(block: Block) -> None:
+    """Each file of settings is one."""
+    assert yaml.safe_load(block.text)
+
+
 @pytest.mark.parametrize("block", blocks("sql"), ids=str)
 def test_sql_runs(block: Block, sql: Sql) -> None:
     """Each query runs on a migrated database."""
@@ -109,27 +119,20 @@ def test_commands_can_be_typed(command: str) -> None:
         CHECKS[program](args)
 
 
-def test_settings_table() -> None:
-    """docs/settings.md lists every setting, and no other, with its real default."""
-    listed = {row[0].strip("`"): row[1] for row in rows("docs/settings.md") if row[0].startswith("`durable_")}
-    real = {f"durable_{field.name}": field.default for field in fields(Config)}
-    assert {name: ast.literal_eval(default.strip("`")) for name, default in listed.items()} == real
+def test_tables_are_those_of_the_code() -> None:
+    """Tables of settings and options stand in the pages as the code has them; else run `python -m docs.tables`."""
+    tables = of_the_code()
+    pages = {page: page.read_text() for page in PAGES}
+    for page, text in pages.items():
+        assert filled(text, tables) == text, f"{page.name} has old tables: python -m docs.tables"
+    assert all(f"<!-- table: {name} -->" in "".join(pages.values()) for name in tables)
 
 
 def test_step_options_table() -> None:
-    """docs/steps.md lists every option of a step, and no other, with the default of what isn't given."""
-    table = [row for row in rows("docs/steps.md") if len(row) == 6 and row[0].startswith("`")]
-    listed = {name: row[1] for row in table for name in re.findall(r"`(\w+)`", row[0])}
-    assert listed.keys() == {"name", *STEP_OPTIONS}
-    spec = step_spec("fetch", {}, read)
-    real = {field.name: getattr(owner, field.name) for owner in (spec, spec.retry) for field in fields(owner)}
-    literals = {
-        "retry_backoff_rate", "retry_backoff_max", "retry_jitter", "default_retry_delay", "cancellable", "atomic",
-    }  # fmt: skip
-    for name in literals:
-        assert ast.literal_eval(listed[name].strip("`")) == real[name]
-    assert listed["max_retries"].startswith(f"{DEFAULT_RETRIES} with ")
-    assert not any(real[name] for name, default in listed.items() if default in ("none", "off") and name in real)
+    """docs/steps.md lists every option of a step, and says what Celery's retry options do to `max_retries`."""
+    listed = {row[0].strip("`"): row[-1] for row in rows("docs/steps.md") if len(row) == 4 and row[0].startswith("`")}
+    assert listed.keys() >= {"name", *STEP_OPTIONS}
+    assert f" {DEFAULT_RETRIES} where " in listed["max_retries"]
 
 
 def test_states_table() -> None:
@@ -209,8 +212,10 @@ def _check_pip(args: list[str]) -> None:
     command, what = args
     extra = re.fullmatch(r"\.\[(\w+)\]", what)
     assert command == "install"
-    assert extra is not None
-    assert extra[1] in SETUP["options.extras_require"]
+    if extra is not None:
+        assert extra[1] in SETUP["options.extras_require"]
+    else:
+        assert what.partition("[")[0] in {"celery", "flower"}
 
 
 def _check_pytest(args: list[str]) -> None:
