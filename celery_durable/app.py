@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from celery import Celery
@@ -14,6 +15,7 @@ from .config import Config
 from .exceptions import ConfigurationError
 from .groups import DurableGroupResult
 from .installation import Installation, register, registered
+from .logs import watch_celery
 from .registration import watch
 from .remote import add_step_task
 from .store import check_url
@@ -44,10 +46,13 @@ def install(app: Celery, **settings: Any) -> None:
     installation = Installation(app, settings)
     register(app, installation)
     watch(app, (Workflow, Step))
+    watch_celery()
     app.steps["worker"].add(NodeStep)
     app.steps["consumer"].add(UnknownTaskStep)
     add_recovery(app, installation)
     add_step_task(app)
+    if "celery.worker.control" in sys.modules:
+        from . import control  # noqa: F401 - `celery inspect` and `celery control` know the names of commands
     app.GroupResult = app.subclass_with_self(DurableGroupResult, name="GroupResult", keep_reduce=True)
 
 

@@ -9,10 +9,14 @@ from datetime import timedelta
 from typing import Any
 
 from .exceptions import ConfigurationError
-from .text import is_storable
+from .seal import PayloadCodec, is_codec
+from .states import CANCELLED, DEAD, FAILURE, SUCCESS
+from .text import is_storable, qualname_of
 
 #: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
 LONGEST = 100 * 365.25 * 86400
+#: How long what has finished is kept, in seconds: longer than any broker keeps a message.
+_RETENTION = 14 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,18 @@ class Config:
     #: A message that wasn't taken for so long may have been lost, and is sent again when later ones of its queue were
     #: taken, or nothing moves. Doubles each time, up to an hour.
     republish_after: float = 60.0
-    #: Finished workflows are kept for so long: 14 days. Longer than any broker keeps a message.
-    retention: float = 14 * 86400.0
+    #: Finished workflows are kept for so long: 14 days. Longer than any broker keeps a message. All of them, or by
+    #: final state, in a mapping such as ``{"SUCCESS": 86400, "DEAD": None}``: ``None`` is for ever, and a state that
+    #: isn't named is kept for 14 days.
+    retention: float | Mapping[str, float | None] = _RETENTION
     #: kombu serializer of results and step values; ``None`` is the app's ``task_serializer``. It must be in
     #: ``accept_content``.
     serializer: str | None = None
     #: Largest message, result or step value, serialized, in bytes: 16 MiB.
     max_payload: int = 16 * 1024 * 1024
+    #: An object with ``encode(data)`` and ``decode(data)``, or its dotted path: it encodes, or encrypts, whatever of a
+    #: workflow is stored or sent.
+    payload_codec: PayloadCodec | str | None = field(default=None, repr=False)
     #: What a replay does that calls a step with other arguments: ``"error"`` stops in DEAD, ``"warn"`` logs and goes on
     #: with the kept outcome.
     nondeterminism: str = "error"
@@ -79,6 +88,13 @@ class Config:
         config._check_choices()
         config._check_database()
         return config
+
+    @property
+    def kept(self) -> dict[str, float | None]:
+        """For how many seconds workflows are kept, by their final state; None: for ever."""
+        if isinstance(self.retention, Mapping):
+            return {state: self.retention.get(state, _RETENTION) for state in _BY_AGE}
+        return {state: self.retention for state in _BY_AGE}
 
     def _check_lease(self) -> None:
         if self.lease < 3 * self.heartbeat_interval:
@@ -114,8 +130,9 @@ _DURATIONS = {
     "recovery_interval",
     "suspend_after",
     "republish_after",
-    "retention",
 }
+#: Final states, the most frequent one first.
+_BY_AGE = (SUCCESS, FAILURE, CANCELLED, DEAD)
 _MAY_BE_ZERO = {"suspend_after"}
 
 
@@ -161,9 +178,13 @@ def _converted(name: str, value: Any) -> Any:
     setting = f"durable_{name}"
     if name in _DURATIONS:
         return seconds(value, setting, zero=name in _MAY_BE_ZERO)
+    if name == "retention":
+        return _retention(value, setting)
     default = _FIELDS[name].default
     if name in _CHOICES:
         return value
+    if name == "payload_codec":
+        return _codec(value, setting)
     if isinstance(default, bool):
         return _typed(value, bool, setting, "True or False")
     if isinstance(default, int):
@@ -173,11 +194,34 @@ def _converted(name: str, value: Any) -> Any:
     return _typed(value, str, setting, "a string")
 
 
+def _retention(value: Any, setting: str) -> float | dict[str, float | None]:
+    if not isinstance(value, Mapping):
+        return seconds(value, setting)
+    for state in value:
+        if state not in _BY_AGE:
+            nearest = difflib.get_close_matches(str(state).upper(), _BY_AGE, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise ConfigurationError(
+                f"{setting} is by final state, {', '.join(_BY_AGE)}: {state!r} is none of them.{hint}"
+            )
+    return {state: None if age is None else seconds(age, f"{setting}[{state!r}]") for state, age in value.items()}
+
+
 def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         # The value itself stays out of the text: it may be a connection string.
         raise ConfigurationError(f"{setting} must be {description}, not a value of type {type(value).__name__}.")
     return value
+
+
+def _codec(value: Any, setting: str) -> Any:
+    """Return it as it was given: what a dotted path names is imported when it is first needed."""
+    if is_codec(value) or (isinstance(value, str) and value):
+        return value
+    kind = f"the class {qualname_of(value)}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
+    raise ConfigurationError(
+        f"{setting} must be an object with the methods encode(data) and decode(data), or its dotted path, not {kind}."
+    )
 
 
 def _identifier(value: str, setting: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from .broker import connection_for_write
 from .envelope import is_id, send_all
-from .exceptions import DatabaseUnavailable, WorkflowCancelledError
+from .exceptions import DatabaseUnavailable, SchemaVersionError, WorkflowCancelledError
 from .heartbeat import Heartbeat
 from .installation import Installation
 from .native import Loop, logger, original
@@ -70,6 +70,7 @@ class Node(Loop):
         self._pool_pids: Callable[[], set[int]] | None = None
         self._notice_deaths: Callable[[], None] = lambda: None
         self._connection: Any = None
+        self._building = self._store.build()
         self._sweep_due = time.monotonic()
         self._timer_due = math.inf
         self._turned_at = time.monotonic()
@@ -113,7 +114,7 @@ class Node(Loop):
         self.bell.ring()
 
     def leave_to_others(self, workflow_id: Any) -> None:
-        """This worker has taken a message whose task it hasn't got."""
+        """This worker has taken a message that it can't read, or whose task it hasn't got."""
         if is_id(workflow_id):
             self._left.add(workflow_id, None)
             self.bell.ring()
@@ -123,7 +124,11 @@ class Node(Loop):
         self._timer_due = min(self._timer_due, time.monotonic() + seconds)
         self.bell.ring()
 
-    # What the worker tells.
+    # What the worker asks and tells.
+
+    def requests(self) -> list[Any]:
+        """Return the requests that are in execution here, the one that has run longest first."""
+        return self._registry.requests()
 
     def watch_pool(self, pids: Callable[[], set[int]], notice_deaths: Callable[[], None]) -> None:
         """Watch the pool's processes, and tell it at once when one has died. A green pool has none."""
@@ -163,7 +168,8 @@ class Node(Loop):
         if began >= self._sweep_due:
             self._sweep_due = began + self._config.recovery_interval
             self.attempt(self._sweep)
-        next_flush = began + (self._config.heartbeat_interval if said else self.RETRY)
+        self.attempt(self._build)
+        next_flush = began + (self._config.heartbeat_interval if said and self._building is None else self.RETRY)
         return min(self._sweep_due, self._timer_due, next_flush)
 
     def died(self, pids: list[int]) -> None:
@@ -177,6 +183,8 @@ class Node(Loop):
         """Say what is left to be said."""
         self._flush()
         self._disconnect()
+        if self._building is not None:
+            self._building.close()
         self._listener.close()
         self._store.close()
 
@@ -229,7 +237,7 @@ class Node(Loop):
     def _cancel(self) -> None:
         with self._revoked.taken() as revoked:
             if revoked:
-                verdict = self._installation.codec.encode_error(WorkflowCancelledError("The workflow was revoked."))
+                verdict = self._installation.codec.verdict(WorkflowCancelledError("The workflow was revoked."))
                 ids = self._store.workflows.cancel(revoked, verdict=verdict, patience=_NO_PATIENCE)
                 if ids:
                     self._recovery.notify()
@@ -279,6 +287,21 @@ class Node(Loop):
             self._sweep_due = 0.0
         elif due is not None and due > 0:
             self._sweep_due = min(self._sweep_due, time.monotonic() + due)
+
+    def _build(self) -> None:
+        """Go on with the indexes that a new release has: the first worker that has it builds them while it works."""
+        if self._building is None:
+            return
+        try:
+            next(self._building)
+        except StopIteration:
+            self._building = None
+        except SchemaVersionError as error:
+            logger.warning("%s Until then lists are slower.", error)
+            self._building = None
+        except DatabaseUnavailable:
+            self._building = self._store.build()
+            raise
 
     def _send(self, messages: list[StoredMessage]) -> list[str]:
         """Send through a connection of this thread; a green pool's can't be used here."""

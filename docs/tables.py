@@ -95,7 +95,7 @@ def _kind(module: ModuleType, annotation: Any) -> str:
 
 _KINDS = {
     "str": "text", "int": "whole number", "float": "number", "bool": "bool", "tuple": "exception classes",
-    "Callable": "function", "Mapping": "dict", "Signature": "signature", "Any": "object",
+    "Callable": "function", "Mapping": "dict", "Signature": "signature", "PayloadCodec": "object", "Any": "object",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from celery.bin.celery import celery as celery_command
 
 import celery_durable as durable
@@ -28,7 +29,7 @@ from docs.tables import filled, of_the_code
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, rows
 
-LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text", "{toctree}"}
+LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text", "yaml", "{toctree}"}
 SETUP = ConfigParser()
 SETUP.read(CHECKOUT / "setup.cfg")
 RUNS_ALONE = [
@@ -43,6 +44,10 @@ RUNS_ALONE = [
     "docs/patterns.md",
     "docs/django.md",
     "docs/sqlalchemy.md",
+    "docs/tracing.md",
+    "docs/metrics.md",
+    "docs/logs.md",
+    "docs/encryption.md",
 ]
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md", "docs/tutorial.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
@@ -83,6 +88,12 @@ def test_quoted_code_is_the_real_code(block: Block) -> None:
     real = {_unparsed(node) for name in files for node in _functions(f"example_project/{name}.py")}
     for node in ast.parse(block.text).body:
         assert _unparsed(node) in real
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml_can_be_read(block: Block) -> None:
+    """Each file of settings is one."""
+    assert yaml.safe_load(block.text)
 
 
 @pytest.mark.parametrize("block", blocks("sql"), ids=str)
