@@ -9,10 +9,13 @@ from datetime import timedelta
 from typing import Any
 
 from .exceptions import ConfigurationError
+from .states import CANCELLED, DEAD, FAILURE, SUCCESS
 from .text import is_storable
 
 #: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
 LONGEST = 100 * 365.25 * 86400
+#: How long what has finished is kept, in seconds: longer than any broker keeps a message.
+_RETENTION = 14 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Config:
     suspend_after: float = 5.0
     #: A message not taken after so long may have been lost (doubling with each try).
     republish_after: float = 60.0
-    #: Finished workflows are kept for so long.
-    retention: float = 14 * 86400.0
+    #: Finished workflows are kept for so long, all of them or by their final state; None: for ever.
+    retention: float | Mapping[str, float | None] = _RETENTION
     #: kombu serializer of results and step values; None is the app's ``task_serializer``.
     serializer: str | None = None
     #: Largest serialized value, in bytes.
@@ -66,6 +69,13 @@ class Config:
         config._check_choices()
         config._check_database()
         return config
+
+    @property
+    def kept(self) -> dict[str, float | None]:
+        """For how many seconds workflows are kept, by their final state; None: for ever."""
+        if isinstance(self.retention, Mapping):
+            return {state: self.retention.get(state, _RETENTION) for state in _BY_AGE}
+        return {state: self.retention for state in _BY_AGE}
 
     def _check_lease(self) -> None:
         if self.lease < 3 * self.heartbeat_interval:
@@ -101,8 +111,9 @@ _DURATIONS = {
     "recovery_interval",
     "suspend_after",
     "republish_after",
-    "retention",
 }
+#: Final states, the most frequent one first.
+_BY_AGE = (SUCCESS, FAILURE, CANCELLED, DEAD)
 _MAY_BE_ZERO = {"suspend_after"}
 
 
@@ -148,6 +159,8 @@ def _converted(name: str, value: Any) -> Any:
     setting = f"durable_{name}"
     if name in _DURATIONS:
         return seconds(value, setting, zero=name in _MAY_BE_ZERO)
+    if name == "retention":
+        return _retention(value, setting)
     default = _FIELDS[name].default
     if name in _CHOICES:
         return value
@@ -158,6 +171,19 @@ def _converted(name: str, value: Any) -> Any:
     if name == "schema":
         return _identifier(_typed(value, str, setting, "a string"), setting)
     return _typed(value, str, setting, "a string")
+
+
+def _retention(value: Any, setting: str) -> float | dict[str, float | None]:
+    if not isinstance(value, Mapping):
+        return seconds(value, setting)
+    for state in value:
+        if state not in _BY_AGE:
+            nearest = difflib.get_close_matches(str(state).upper(), _BY_AGE, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise ConfigurationError(
+                f"{setting} is by final state, {', '.join(_BY_AGE)}: {state!r} is none of them.{hint}"
+            )
+    return {state: None if age is None else seconds(age, f"{setting}[{state!r}]") for state, age in value.items()}
 
 
 def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:

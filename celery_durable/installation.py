@@ -108,7 +108,7 @@ class Installation:
             lease=config.lease,
             suspend_after=config.suspend_after,
             republish_after=config.republish_after,
-            retention=config.retention,
+            retention=max((age for age in config.kept.values() if age is not None), default=0.0),
             nondeterminism=config.nondeterminism,
         )
 
@@ -136,7 +136,7 @@ class Installation:
             engine=self.engine,
             store=store or self.store,
             send=send,
-            retention=config.retention,
+            kept=config.kept,
             patience=patience,
             sweeper=sweeper,
             node=node,

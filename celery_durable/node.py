@@ -19,7 +19,7 @@ from typing import Any
 
 from .broker import connection_for_write
 from .envelope import is_id, send_all
-from .exceptions import DatabaseUnavailable, WorkflowCancelledError
+from .exceptions import DatabaseUnavailable, SchemaVersionError, WorkflowCancelledError
 from .heartbeat import Heartbeat
 from .installation import Installation
 from .native import Loop, logger, original
@@ -70,6 +70,7 @@ class Node(Loop):
         self._pool_pids: Callable[[], set[int]] | None = None
         self._notice_deaths: Callable[[], None] = lambda: None
         self._connection: Any = None
+        self._building = self._store.build()
         self._sweep_due = time.monotonic()
         self._timer_due = math.inf
         self._turned_at = time.monotonic()
@@ -167,7 +168,8 @@ class Node(Loop):
         if began >= self._sweep_due:
             self._sweep_due = began + self._config.recovery_interval
             self.attempt(self._sweep)
-        next_flush = began + (self._config.heartbeat_interval if said else self.RETRY)
+        self.attempt(self._build)
+        next_flush = began + (self._config.heartbeat_interval if said and self._building is None else self.RETRY)
         return min(self._sweep_due, self._timer_due, next_flush)
 
     def died(self, pids: list[int]) -> None:
@@ -181,6 +183,8 @@ class Node(Loop):
         """Say what is left to be said."""
         self._flush()
         self._disconnect()
+        if self._building is not None:
+            self._building.close()
         self._listener.close()
         self._store.close()
 
@@ -283,6 +287,21 @@ class Node(Loop):
             self._sweep_due = 0.0
         elif due is not None and due > 0:
             self._sweep_due = min(self._sweep_due, time.monotonic() + due)
+
+    def _build(self) -> None:
+        """Go on with the indexes that a new release has: the first worker that has it builds them while it works."""
+        if self._building is None:
+            return
+        try:
+            next(self._building)
+        except StopIteration:
+            self._building = None
+        except SchemaVersionError as error:
+            logger.warning("%s Until then lists are slower.", error)
+            self._building = None
+        except DatabaseUnavailable:
+            self._building = self._store.build()
+            raise
 
     def _send(self, messages: list[StoredMessage]) -> list[str]:
         """Send through a connection of this thread; a green pool's can't be used here."""

@@ -8,7 +8,7 @@ thread may both run them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -31,12 +31,16 @@ Send = Callable[[list[StoredMessage]], Collection[str]]
 
 @dataclass(frozen=True)
 class Recovery:
-    """The duties, with a store and a way to send. ``patience``: seconds to wait for the database."""
+    """The duties, with a store and a way to send.
+
+    ``kept``: for how many seconds workflows stay after their end, by final state; None: for ever. ``patience``: seconds
+    to wait for the database.
+    """
 
     engine: Engine
     store: Store
     send: Send
-    retention: float
+    kept: Mapping[str, float | None]
     patience: float
     #: Who sweeps, of which kind and on which node.
     sweeper: str = "command"
@@ -115,6 +119,10 @@ class Recovery:
         """Delete what finished longer ago than the retention."""
         return self._all("prune", self._batches(self._pruned))
 
+    def old(self, most: int) -> int:
+        """Return how many workflows ``prune`` would find, counted up to ``most``."""
+        return self.store.workflows.count_old(kept=self.kept, most=most, patience=self.patience)
+
     def next_due(self) -> float | None:
         """Return the seconds until the next timer is due."""
         return self.store.workflows.next_due(patience=self.patience)
@@ -181,7 +189,7 @@ class Recovery:
             self.store.workflows.unsent(refused, patience=self.patience)
 
     def _pruned(self) -> list[str]:
-        return self.store.workflows.prune(retention=self.retention, limit=BATCH, patience=self.patience)
+        return self.store.workflows.prune(kept=self.kept, limit=BATCH, patience=self.patience)
 
     def _to_republish(self) -> list[StoredMessage]:
         return self.store.workflows.republish(

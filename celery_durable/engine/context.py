@@ -57,6 +57,7 @@ class Engine:
     lease: float
     suspend_after: float
     republish_after: float
+    #: The longest that finished workflows are kept for, of those states that aren't kept for ever.
     retention: float
     nondeterminism: str
     #: In tests: what each replay would do again is an error, of which a worker only warns.

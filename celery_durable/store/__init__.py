@@ -14,6 +14,7 @@ from .markers import Markers
 from .messages import Letter, Messages
 from .migrate import checker
 from .nodes import NodeFacts, Nodes
+from .online import Building, build
 from .outgoing import Listener, Outgoing
 from .pool import Connections, Database, lent, pooled, single
 from .transaction import Conflict
@@ -53,6 +54,7 @@ class Store:
     ) -> None:
         database = Database(connections, url, checker(schema, auto_migrate=auto_migrate), lent)
         self._database = database
+        self._url = url
         self._schema = schema
         self._auto_migrate = auto_migrate
         self._homes: dict[Place, bool] = {}
@@ -93,6 +95,10 @@ class Store:
 
     def _identity(self, patience: float) -> tuple[Any, ...]:
         return self._database.run(IDENTITY, {}, patience=patience)[0]
+
+    def build(self) -> Building | None:
+        """Return what applies online migrations bit by bit, if that is ours to do and no other process is at it."""
+        return build(self._url(), self._schema, wait=False) if self._auto_migrate else None
 
     def close(self) -> None:
         """Close all connections of this process."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import psycopg
@@ -18,6 +19,10 @@ _PORTS = re.compile(r"[\d,]*")
 _IN_NO_ADDRESS = re.compile(r"@|password\s*=", re.IGNORECASE)
 #: Seconds; a caller of delay() may wait for two of them.
 _LONGEST_CONNECT = _LONGEST_LOCK = 3
+#: Seconds in which a dead server is noticed where no lease is known.
+_LONG_LEASE = 15.0
+#: Classes of errors: a connection that can't be had, that was ended.
+_AWAY = ("08", "57")
 #: Uses of a statement after which psycopg prepares it.
 PREPARED_AFTER = 5
 
@@ -52,6 +57,24 @@ def connector(url: Url, session: Literal["ours", "lent"], *, lease: float, pgbou
         return connection
 
     return connect
+
+
+@contextmanager
+def apart(url: str) -> Iterator[Connection]:
+    """Lend an autocommit connection that is nobody else's, for what is done to the schema itself.
+
+    Raises DatabaseUnavailable if it can't be had or breaks.
+    """
+    place = where(url)
+    try:
+        # What is prepared behind pgbouncer would be there for the next client, too.
+        connection = _connected(url, **_connect_kwargs(url, lease=_LONG_LEASE, pgbouncer=True))
+        with connection:
+            yield connection
+    except psycopg.OperationalError as error:
+        if error.sqlstate is None or error.sqlstate[:2] in _AWAY:
+            raise unavailable(place, error) from bare(error)
+        raise
 
 
 def where(url: str) -> str:

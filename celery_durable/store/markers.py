@@ -68,6 +68,8 @@ class Markers:
         self._is_there = False
         #: When this process looks for old markers, on the monotonic clock.
         self.prune_at = time.monotonic() + _PRUNE_INTERVAL
+        #: Older ones were looked at: their workflows may stay for ever. None: look from the first one on.
+        self._looked_until: Any = None
 
     def reserve(self, mark: Mark, *, patience: float) -> tuple[bool, Payload | None]:
         """Tell whether it is this attempt's turn, and the value that has been committed already.
@@ -123,13 +125,15 @@ class Markers:
         age = max(retention, SHORTEST_MEMORY)
         try:
             with hosted(self._place, patience=0) as transaction:
-                old = transaction.run(self._sql["old"], {"age": age, "limit": _MOST_PRUNED})
-            known = living([workflow for workflow, _ in old])
-            gone = [(workflow, born) for workflow, born in old if known.get(workflow) != born]
+                page = {"age": age, "after": self._looked_until, "limit": _MOST_PRUNED}
+                old = transaction.run(self._sql["old"], page)
+            known = living([workflow for workflow, _, _ in old])
+            gone = [(workflow, born) for workflow, born, _ in old if known.get(workflow) != born]
             if gone:
                 workflows, borns = map(list, zip(*gone, strict=True))
                 with hosted(self._place, patience=0) as transaction:
                     transaction.run(self._sql["forget"], {"workflows": workflows, "borns": borns, "age": age})
+            self._looked_until = old[-1][2] if len(old) == _MOST_PRUNED else None
         except Exception as error:  # noqa: BLE001 - too many markers harm nobody
             logger.warning("Old markers in %s are left for later: %s", self._place.name, brief(error))
 

@@ -37,8 +37,9 @@ WHERE m.token = excluded.token AND m.value IS NULL
 RETURNING true
 
 -- name: old
--- Workflows of which there are old markers.
-SELECT workflow, born FROM {schema}.marker WHERE at < clock_timestamp() - make_interval(secs => %(age)s)
+-- Workflows of which there are old markers, those after some that were looked at already; the oldest first.
+SELECT workflow, born, at FROM {schema}.marker
+WHERE at < clock_timestamp() - make_interval(secs => %(age)s) AND (%(after)s::timestamptz IS NULL OR at > %(after)s)
 ORDER BY at LIMIT %(limit)s
 
 -- name: forget

@@ -22,11 +22,12 @@ class Query:
 
 
 class Queries:
-    """The statements of one file for one schema: ``queries["claim"]``."""
+    """The statements of one file for one schema: ``queries["claim"]``; ``others`` fills in more names."""
 
-    def __init__(self, filename: str, schema: str) -> None:
+    def __init__(self, filename: str, schema: str, **others: str) -> None:
         stem = filename.removesuffix(".sql")
-        self._queries = {name: Query(f"{stem}.{name}", in_schema(text, schema)) for name, text in _named(filename)}
+        named = _named(filename)
+        self._queries = {name: Query(f"{stem}.{name}", in_schema(text, schema, **others)) for name, text in named}
 
     def __getitem__(self, name: str) -> Query:
         return self._queries[name]
@@ -35,9 +36,10 @@ class Queries:
         return iter(self._queries.values())
 
 
-def in_schema(text: str, schema: str) -> str:
-    """Fill ``{schema}`` in, quoted as an identifier."""
-    return sql.SQL(text).format(schema=sql.Identifier(schema)).as_string(None)
+def in_schema(text: str, schema: str, **others: str) -> str:
+    """Fill ``{schema}`` in, and other names, each quoted as an identifier."""
+    names = {name: sql.Identifier(value) for name, value in {"schema": schema, **others}.items()}
+    return sql.SQL(text).format(**names).as_string(None)
 
 
 @cache

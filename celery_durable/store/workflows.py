@@ -348,9 +348,14 @@ class Workflows:
         """Note that Celery has delivered these outcomes."""
         self._run("confirm", patience, node=node, ids=list(ids))
 
-    def prune(self, *, retention: float, limit: int, patience: float) -> list[str]:
-        """Delete what finished long ago."""
-        return _ids(self._run("prune", patience, retention=retention, limit=limit))
+    def prune(self, *, kept: Mapping[str, float | None], limit: int, patience: float) -> list[str]:
+        """Delete what was finished for longer than it is kept: seconds by final state; None and others: for ever."""
+        ages = _ages(kept)
+        return _ids(self._run("prune", patience, **ages, limit=limit)) if ages["states"] else []
+
+    def count_old(self, *, kept: Mapping[str, float | None], most: int, patience: float) -> int:
+        """Return how many there are for ``prune``, counted up to ``most``; some of them may still be needed."""
+        return int(self._run("count_old", patience, **_ages(kept), most=most)[0][0])
 
     def next_due(self, *, patience: float) -> float | None:
         """Return the seconds until the next timer is due, if there is one."""
@@ -388,6 +393,11 @@ def _of_hook(birth: Birth | None) -> str | None:
         return None
     facts = {name: getattr(birth, name) for name in _OF_A_HOOK}
     return json.dumps({**facts, "body": b64encode(birth.body).decode()})
+
+
+def _ages(kept: Mapping[str, float | None]) -> dict[str, Any]:
+    finite = {state: age for state, age in kept.items() if age is not None}
+    return {"states": list(finite), "ages": list(finite.values())}
 
 
 def _ids(rows: list[tuple[Any, ...]]) -> list[str]:

@@ -664,17 +664,22 @@ FROM mine WHERE w.id = mine.id
 
 -- name: prune
 -- Finished long ago, delivered, released, and neither the child of one that lives nor awaited by one: gone with all
--- that belongs to it.
--- The time is a subselect here and in other sweeps because no index is searched by a volatile function.
-WITH old AS (
-    SELECT w.id FROM {schema}.workflow w
-    WHERE w.finished_at < (SELECT clock_timestamp() - make_interval(secs => %(retention)s)) AND w.dispatched
-    AND w.node IS NULL
-    AND NOT EXISTS (SELECT FROM {schema}.workflow p WHERE p.id = w.parent_id AND p.finished_at IS NULL)
-    AND NOT EXISTS (SELECT FROM {schema}.awaiting a WHERE a.target = w.id
-                    AND (SELECT p.finished_at IS NULL FROM {schema}.workflow p WHERE p.id = a.waiter))
-    ORDER BY w.finished_at LIMIT %(limit)s
-    FOR UPDATE OF w SKIP LOCKED
+-- that belongs to it. One final state after the other, of each the oldest first; what is kept for ever isn't looked at.
+-- The times are made first, here as in other sweeps, because no index is searched by a volatile function.
+WITH kept AS MATERIALIZED (
+    SELECT state, clock_timestamp() - make_interval(secs => seconds) AS until
+    FROM unnest(%(states)s::text[], %(ages)s::float8[]) AS kept (state, seconds)
+), old AS (
+    SELECT oldest.id FROM kept CROSS JOIN LATERAL (
+        SELECT w.id FROM {schema}.workflow w
+        WHERE w.state = kept.state AND w.finished_at < kept.until AND w.dispatched AND w.node IS NULL
+        AND NOT EXISTS (SELECT FROM {schema}.workflow p WHERE p.id = w.parent_id AND p.finished_at IS NULL)
+        AND NOT EXISTS (SELECT FROM {schema}.awaiting a WHERE a.target = w.id
+                        AND (SELECT p.finished_at IS NULL FROM {schema}.workflow p WHERE p.id = a.waiter))
+        ORDER BY w.finished_at LIMIT %(limit)s
+        FOR UPDATE OF w SKIP LOCKED
+    ) AS oldest
+    LIMIT %(limit)s
 ), gone AS (
     DELETE FROM {schema}.workflow w USING old WHERE w.id = old.id RETURNING w.id
 ), inputs AS (
@@ -695,6 +700,19 @@ WITH old AS (
     DELETE FROM {schema}.on_cancel o USING gone WHERE o.workflow = gone.id
 )
 SELECT id FROM gone
+
+-- name: count_old
+-- How many workflows have been finished for longer than they are kept, counted up to so many.
+WITH kept AS MATERIALIZED (
+    SELECT state, clock_timestamp() - make_interval(secs => seconds) AS until
+    FROM unnest(%(states)s::text[], %(ages)s::float8[]) AS kept (state, seconds)
+)
+SELECT count(*) FROM (
+    SELECT FROM kept CROSS JOIN LATERAL (
+        SELECT FROM {schema}.workflow w WHERE w.state = kept.state AND w.finished_at < kept.until LIMIT %(most)s
+    ) AS old
+    LIMIT %(most)s
+) AS counted
 
 -- name: next_due
 -- Seconds until something has to be woken, sent or cancelled; null if nothing waits for a time.

@@ -221,7 +221,7 @@ class _Replay:
         observers.add(self.stopped)
         return Engine(
             store=_NoStore(self.stopped), codec=self.installation.codec, observers=observers,  # type: ignore[arg-type]
-            lease=config.lease, suspend_after=0.0, republish_after=config.republish_after, retention=config.retention,
+            lease=config.lease, suspend_after=0.0, republish_after=config.republish_after, retention=0.0,
             nondeterminism="error", strict=True,
         )  # fmt: skip
 

@@ -101,7 +101,7 @@ class Party:
     def finish(self, fence: Fence) -> Any:
         """End the attempt with a result."""
         then = self.awaits.notifying([fence.id], 60)
-        return self.workflows.finish(fence, "SUCCESS", Payload(b"2"), then, ok=True, dispatched=True, patience=0)[0]
+        return self.workflows.finish(fence, "SUCCESS", Payload(b"2"), then, error=None, dispatched=True, patience=0)[0]
 
     def suspend(self, fence: Fence) -> Any:
         """End the attempt with a wait."""
@@ -126,7 +126,9 @@ class Party:
 
     def sweep(self, node: uuid.UUID | None = None, lost: list[str] | None = None) -> list[tuple[str, str]]:
         """Rescue orphans."""
-        return self.workflows.rescue(node, lost or [], lease=LEASE, verdict=VERDICT, limit=100, patience=0)
+        return self.workflows.rescue(
+            node, lost or [], lease=LEASE, verdict=VERDICT, error="WorkflowDead: no", limit=100, patience=0
+        )
 
     def expire(self) -> list[str]:
         """Cancel what is past its deadline."""

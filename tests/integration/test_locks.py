@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from celery_durable.serialization import Payload
+from celery_durable.states import FINAL
 from celery_durable.store import Birth
 from celery_durable.store.messages import Letter
 from celery_durable.store.rows import Fence
@@ -249,7 +250,7 @@ STATES: dict[str, tuple[str, Act]] = {
     ),
     "prune": (
         "state = 'SUCCESS', publish_at = NULL, finished_at = clock_timestamp() - interval '1 hour', dispatched = true",
-        lambda locks, party: party.workflows.prune(retention=60, limit=10, patience=0),
+        lambda locks, party: party.workflows.prune(kept=dict.fromkeys(FINAL, 60), limit=10, patience=0),
     ),
 }
 
@@ -277,6 +278,6 @@ def test_a_start_waits_for_the_end_of_a_prune_of_its_id(locks: Locks, is_pruned:
                       " dispatched = true, node = NULL WHERE id = %s", locks.ended)  # fmt: skip
     locks.sql.execute("DELETE FROM celery_durable.awaiting")
     with locks.a.transaction(commit=is_pruned):
-        assert locks.a.workflows.prune(retention=60, limit=10, patience=0) == [locks.ended]
+        assert locks.a.workflows.prune(kept=dict.fromkeys(FINAL, 60), limit=10, patience=0) == [locks.ended]
         born = locks.blocked(locks.b, lambda: locks.b.publish(locks.ended))
     assert born.result() is is_pruned

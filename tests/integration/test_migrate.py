@@ -6,22 +6,27 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from celery_durable.exceptions import ConfigurationError, DatabaseUnavailable, SchemaVersionError
 from celery_durable.store import Store
+from celery_durable.store.ledger import quick
 from celery_durable.store.migrate import _LOCK as LOCK
-from celery_durable.store.migrate import clear, migrate, migrations, missing_in, script
+from celery_durable.store.migrate import clear, migrate, migrations, missing_in
+from tests.fixtures import releases
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.rig import Rig
-from tests.fixtures.tables import TABLES
+from tests.fixtures.tables import TABLES, describe, run_script
 
 pytestmark = pytest.mark.matrix
 
 ALL = sorted(migrations())
+#: Those that are missing where the first release has made the schema.
+NEWER, QUICK = ALL[1:], quick(ALL[1:])
 MIGRATE = """
 import sys
 from celery_durable.store.migrate import migrate
@@ -29,19 +34,10 @@ print("ready", flush=True)
 sys.stdin.readline()
 print(migrate(sys.argv[1]))
 """
-DESCRIPTION = """
-SELECT 'column', table_name, column_name, data_type, is_nullable, coalesce(column_default, '')
-FROM information_schema.columns WHERE table_schema = %(schema)s
-UNION ALL
-SELECT 'index', tablename, indexname, replace(replace(indexdef, quote_ident(%(schema)s), 'S'), %(schema)s, 'S'), '', ''
-FROM pg_indexes WHERE schemaname = %(schema)s
-UNION ALL
-SELECT 'constraint', r.relname, c.conname, pg_get_constraintdef(c.oid), '', ''
-FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid WHERE c.connamespace = quote_ident(%(schema)s)::regnamespace
-UNION ALL
-SELECT 'options', relname, coalesce(reloptions::text, ''), coalesce(obj_description(oid), ''), '', ''
-FROM pg_class WHERE relnamespace = quote_ident(%(schema)s)::regnamespace AND relkind = 'r'
-ORDER BY 1, 2, 3, 4
+#: How many sessions have looked for the lock, and wait until they look again.
+REFUSED = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'celery_durable' AND state = 'idle' AND query = 'COMMIT'
 """
 
 
@@ -50,10 +46,6 @@ def empty(empty_database_url: str) -> Iterator[Sql]:
     helper = Sql(empty_database_url)
     yield helper
     helper.close()
-
-
-def describe(sql: Sql, schema: str) -> list[tuple[str, ...]]:
-    return [tuple(row) for row in sql.connection.execute(DESCRIPTION, {"schema": schema}).fetchall()]
 
 
 def newer(sql: Sql, oldest: int | None) -> None:
@@ -98,11 +90,10 @@ def test_who_has_waited_for_the_lock_sees_what_was_done(empty_database_url: str,
     """Neither an old snapshot nor the session's own cache shows it an empty database."""
     database = empty.value("SELECT current_database()")
     empty.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{level}'")
-    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with ThreadPoolExecutor(2) as threads:
         empty.execute("SELECT pg_advisory_lock(%s)", LOCK)
         migrating = [threads.submit(migrate, empty_database_url) for _ in range(2)]
-        wait_until(lambda: empty.value(waiting) == 2, message="both wait for the lock")
+        wait_until(lambda: empty.value(REFUSED) == 2, message="both wait for the lock")
         empty.execute("SELECT pg_advisory_unlock(%s)", LOCK)
         assert sorted(each.result(20) for each in migrating) == [[], ALL]
 
@@ -189,7 +180,7 @@ def test_the_printed_script_does_what_migrate_does(empty_database_url: str, empt
     by_code = describe(empty, schema)
     empty.execute(f"DROP SCHEMA {psycopg.sql.Identifier(schema).as_string(None)} CASCADE")
     for number in ALL:
-        empty.connection.execute(script(schema, number).encode())
+        run_script(empty, number, schema)
     assert describe(empty, schema) == by_code
     assert len(by_code) > 50
     assert migrate(empty_database_url, schema) == []
@@ -223,3 +214,62 @@ def test_clear(database_url: str, sql: Sql, rig: Rig) -> None:
     clear(database_url, "celery_durable")
     assert sql.value("SELECT count(*) FROM celery_durable.node") == 0
     clear(database_url, "nowhere")
+
+
+@pytest.fixture
+def first_release(empty_database_url: str, empty: Sql) -> Sql:
+    """A database as the first release has left it."""
+    run_script(empty, 1)
+    return empty
+
+
+@pytest.mark.parametrize("dump", releases.DUMPS, ids=lambda dump: dump.stem)
+def test_a_released_schema_becomes_what_a_fresh_one_is(
+    empty_database_url: str, empty: Sql, sql: Sql, dump: Path
+) -> None:
+    """Column by column, index by index, and nothing is left of what was."""
+    releases.load(dump, empty)
+    released = int(dump.stem)
+    assert migrate(empty_database_url) == [number for number in ALL if number > released]
+    assert describe(empty) == describe(sql)
+
+
+def test_first_use_applies_what_is_quick(empty_database_url: str, first_release: Sql) -> None:
+    """A caller of delay() builds no index; without them everything works."""
+    opened = store(empty_database_url, auto_migrate=True)
+    assert opened.workflows.by_id("w1", patience=0) is None
+    assert missing_in(empty_database_url, "celery_durable") == [number for number in NEWER if number not in QUICK]
+    opened.close()
+    opened = store(empty_database_url, auto_migrate=False)
+    assert opened.workflows.by_id("w1", patience=0) is None
+    opened.close()
+
+
+def test_nobody_queues_behind_a_migration_that_waits(empty_database_url: str, first_release: Sql) -> None:
+    """A long transaction has read a table: what is quick tries again and again, and lets others pass meanwhile."""
+    with psycopg.connect(empty_database_url) as long, psycopg.connect(empty_database_url, autocommit=True) as other:
+        long.execute("SELECT FROM celery_durable.workflow")
+        other.execute("SET lock_timeout = '1s'")
+        with ThreadPoolExecutor(1) as threads:
+            migrating = threads.submit(migrate, empty_database_url)
+            waiting = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+            for _ in range(2):
+                wait_until(lambda: first_release.value(waiting) == 1, message="the migration waits for the table")
+                other.execute("INSERT INTO celery_durable.node SELECT FROM celery_durable.workflow LIMIT 0")
+                assert first_release.value(waiting) == 0
+            long.rollback()
+            assert migrating.result(20) == NEWER
+
+
+def test_a_migration_that_can_not_be_had_says_why(empty_database_url: str, first_release: Sql) -> None:
+    """When patience ends nothing is changed, and the sentence says where to look; a caller is told to try later."""
+    with psycopg.connect(empty_database_url) as long:
+        long.execute("SELECT FROM celery_durable.workflow")
+        with pytest.raises(SchemaVersionError, match=r"migration 2 needs a table .* pg_stat_activity"):
+            migrate(empty_database_url, patience=0)
+        opened = store(empty_database_url, auto_migrate=True)
+        with pytest.raises(DatabaseUnavailable, match="migration 2 needs a table"):
+            opened.workflows.by_id("w1", patience=0)
+        opened.close()
+    assert missing_in(empty_database_url, "celery_durable") == NEWER
+    assert migrate(empty_database_url) == NEWER

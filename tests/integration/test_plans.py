@@ -62,7 +62,9 @@ STEP = {
     "key": "step", "seq": 4, "tries": 1, "ok": True, "value": b"1", "content_type": None, "args": "", "took": 0.1,
     "fingerprint": b"", "errors": None, "delay": 1.0, "spent": False, "kill_in": None,
 }  # fmt: skip
-SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, "retention": 14 * 86400.0}
+#: FAILURE is kept for ever.
+AGES = {"states": ["SUCCESS", "CANCELLED", "DEAD"], "ages": [14 * 86400.0] * 3}
+SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, **AGES}
 BIRTH = {
     "id": "new", "name": "order", "queue": "celery", "max_crashes": 3, "timeout": None, "retries": 0, "parent_id": None,
     "root_id": "new", "deduplication_id": "42", "delay": None, "republish_after": 60.0, "envelope": "{}", "body": b"[]",
@@ -129,6 +131,7 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("workflows", "confirm"): {"node": NODE, "ids": ["done-1", "done-2"]},
     ("workflows", "adopt"): {"id": "done-1", "name": "order", "node": NODE},
     ("workflows", "prune"): SWEEP,
+    ("workflows", "count_old"): {**AGES, "most": 100},
     ("workflows", "next_due"): {},
     ("workflows", "unsent"): {"ids": ["ENQUEUED7"]},
     ("workflows", "leave_to_others"): {"ids": ["ENQUEUED7"], "delays": [3.0]},
@@ -201,9 +204,18 @@ def test_a_sweep_reads_only_what_is_due(full: Sql, name: str) -> None:
             assert node.get("Rows Removed by Filter", 0) == 0
 
 
+def test_pruning_passes_over_what_is_kept_for_ever(full: Sql) -> None:
+    """The oldest are of a state that isn't pruned: they aren't read."""
+    ages = {**SWEEP, "ages": [float(FINISHED - 1000)] * 3}
+    for node in explain(full, "workflows", "prune", ages, uses=10):
+        if node.get("Index Name") == "workflow_kept":
+            assert node["Actual Rows"] * node["Actual Loops"] <= SWEEP["limit"]
+            assert node.get("Rows Removed by Filter", 0) == 0
+
+
 def test_pruning_reads_what_it_deletes(full: Sql) -> None:
     """Its limit bounds the work, also when everything is old."""
-    nodes = explain(full, "workflows", "prune", {**SWEEP, "retention": 0.0})
+    nodes = explain(full, "workflows", "prune", {**SWEEP, "ages": [0.0] * 3})
     (deleted,) = [node for node in nodes if node["Node Type"] == "ModifyTable" and node["Relation Name"] == "workflow"]
     assert deleted["Actual Rows"] == SWEEP["limit"]
     for node in nodes:

@@ -50,7 +50,7 @@ def recovery(rig: Rig, send: Callable[[list[StoredMessage]], Collection[str]] | 
         store=rig.store, codec=CODEC, observers=Observers(), lease=LEASE, suspend_after=5, republish_after=60,
         retention=60, nondeterminism="error",
     )  # fmt: skip
-    return Recovery(engine, rig.store, send or Broker(), retention=60, patience=0)
+    return Recovery(engine, rig.store, send or Broker(), kept=dict.fromkeys(states.FINAL, 60), patience=0)
 
 
 def texts(moment: datetime, seconds: float = 0) -> str:
@@ -365,6 +365,23 @@ def test_a_dead_workflow_is_delivered_too(rig: Rig) -> None:
 
 
 # Expire, wake, prune
+
+
+def test_prune_goes_by_the_final_state(rig: Rig) -> None:
+    """Each state has its age; what has none is kept for ever, and isn't counted either."""
+    for state in ("SUCCESS", "FAILURE", "CANCELLED"):
+        for each, age in (("older", 1000), ("old", 100)):
+            rig.finish(rig.run(f"{state}-{each}"), "SUCCESS" if state == "SUCCESS" else "FAILURE")
+            rig.age(f"{state}-{each}", "finished_at", age)
+            rig.update(f"{state}-{each}", "state = %s", state)
+    kept = {"SUCCESS": 60.0, "FAILURE": None, "CANCELLED": 500.0}
+    assert rig.workflows.count_old(kept=kept, most=10, patience=0) == 3
+    assert rig.workflows.count_old(kept=kept, most=2, patience=0) == 2
+    assert rig.workflows.prune(kept=kept, limit=1, patience=0) == ["SUCCESS-older"]
+    assert rig.workflows.prune(kept=kept, limit=9, patience=0) == ["SUCCESS-old", "CANCELLED-older"]
+    assert rig.workflows.prune(kept={"SUCCESS": None}, limit=9, patience=0) == []
+    left = rig.sql.all("SELECT id FROM celery_durable.workflow ORDER BY id")
+    assert [row.id for row in left] == ["CANCELLED-old", "FAILURE-old", "FAILURE-older"]
 
 
 def test_prune_takes_what_is_old_delivered_and_released(rig: Rig) -> None:

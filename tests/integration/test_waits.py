@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from celery_durable.serialization import Payload
+from celery_durable.states import FINAL
 from tests.fixtures.fix_postgres import Sql
 from tests.integration.parties import VERDICT, Race
 
@@ -140,6 +141,6 @@ def test_the_awaited_are_not_pruned(race: Race) -> None:
         "UPDATE celery_durable.workflow SET state = 'SUCCESS', publish_at = NULL, dispatched = true, "
         "finished_at = clock_timestamp() - interval '1 year' WHERE id = 'target'"
     )
-    assert race.b.workflows.prune(retention=1, limit=9, patience=0) == []
+    assert race.b.workflows.prune(kept=dict.fromkeys(FINAL, 1), limit=9, patience=0) == []
     race.b.awaits.notify(["target"], 60, patience=0)
-    assert race.b.workflows.prune(retention=1, limit=9, patience=0) == ["target"]
+    assert race.b.workflows.prune(kept=dict.fromkeys(FINAL, 1), limit=9, patience=0) == ["target"]

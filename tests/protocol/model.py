@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from celery_durable.serialization import Payload
+from celery_durable.states import FINAL
 from celery_durable.store import Birth, NodeFacts, StepRecord
 from celery_durable.store.messages import Letter
 from celery_durable.store.pool import Statement as Sql
@@ -1112,7 +1113,7 @@ class Protocol(RuleBasedStateMachine):
         return ids_of(party.workflows.redispatch(republish_after=REPUBLISH_AFTER, lease=LEASE, limit=100, patience=0))
 
     def _do_prune(self, party: Party) -> list[str]:
-        return party.workflows.prune(retention=RETENTION, limit=100, patience=0)
+        return party.workflows.prune(kept=dict.fromkeys(FINAL, RETENTION), limit=100, patience=0)
 
     # Time, and what is on its way
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -14,9 +15,10 @@ import celery_durable as durable
 from celery_durable.config import Config, seconds, setting_names
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.installation import installed_on
+from celery_durable.states import FINAL
 
 URL = "postgresql://user@host/database"
-DURATIONS = ["heartbeat_interval", "lease", "recovery_interval", "suspend_after", "republish_after", "retention"]
+DURATIONS = ["heartbeat_interval", "lease", "recovery_interval", "suspend_after", "republish_after"]
 STRINGS = ["database_url", "database", "schema", "recovery_queue", "serializer"]
 BOOLEANS = ["auto_migrate", "pgbouncer"]
 COUNTS = ["max_recovery_attempts", "max_payload"]
@@ -24,6 +26,7 @@ CHOICES = ["nondeterminism", "step_events"]
 
 WRONG = [
     *[(name, value) for name in DURATIONS for value in ("5", True, -1, math.nan, math.inf, [5])],
+    *[("retention", value) for value in ("5", True, -1, 0, math.nan, math.inf, [5])],
     *[(name, 0) for name in DURATIONS if name != "suspend_after"],
     *[(name, value) for name in STRINGS for value in (5, b"text", ["text"])],
     *[(name, value) for name in BOOLEANS for value in (1, "yes", "False")],
@@ -169,3 +172,34 @@ def test_a_duration_may_be_zero_only_where_that_makes_sense() -> None:
     assert seconds(0, "it", zero=True) == 0.0
     with pytest.raises(ConfigurationError, match="it must be a positive"):
         seconds(timedelta(0), "it")
+
+
+def test_retention_for_all() -> None:
+    """One duration is every final state's."""
+    assert set(Config.of_values({"retention": timedelta(days=1)}).kept.items()) == {(state, 86400.0) for state in FINAL}
+    assert Config.of_values({"retention": None}).kept["DEAD"] == 14 * 86400.0
+
+
+def test_retention_by_state() -> None:
+    """Those that aren't named have the default; None is for ever."""
+    config = Config.of_values({"retention": {"SUCCESS": 60, "FAILURE": timedelta(days=90), "DEAD": None}})
+    assert config.kept == {"SUCCESS": 60.0, "FAILURE": 90 * 86400.0, "CANCELLED": 14 * 86400.0, "DEAD": None}
+
+
+@pytest.mark.parametrize(
+    ("retention", "told"),
+    [
+        ({"RUNNING": 60}, "durable_retention is by final state, SUCCESS, FAILURE, CANCELLED, DEAD: 'RUNNING' is none"),
+        ({"failed": 60}, "Did you mean FAILURE?"),
+        ({"success": 60}, "Did you mean SUCCESS?"),
+        ({1: 60}, "1 is none of them."),
+        ({"DEAD": 0}, "durable_retention['DEAD'] must be a positive duration"),
+        ({"DEAD": "14 days"}, "durable_retention['DEAD'] must be seconds or a timedelta, not '14 days'"),
+        ("14 days", "durable_retention must be seconds or a timedelta, not '14 days'"),
+        (0, "durable_retention must be a positive duration"),
+    ],
+)
+def test_a_wrong_retention(retention: Any, told: str) -> None:
+    """The sentence names the state, and the nearest one."""
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        Config.of_values({"retention": retention})
