@@ -430,7 +430,9 @@ def test_recover_without_a_database(shop: Inprocess) -> None:
 def test_recover_of_which_a_part_fails(cli: Cli, shop: Inprocess, monkeypatch: pytest.MonkeyPatch) -> None:
     """The duties that failed are named; why is in the log."""
     monkeypatch.setattr("celery_durable.recovery.Recovery.wake", lambda self: 1 / 0)
-    assert "These duties failed, and are left to the next sweep: wake." in cli("recover", status=1)
+    result = cli.result("recover")
+    assert result.exit_code == 1
+    assert "These duties failed, and are left to the next sweep: wake." in result.output
 
 
 def test_prune(cli: Cli, shop: Inprocess, order: Any, sql: Sql) -> None:

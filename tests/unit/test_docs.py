@@ -12,12 +12,16 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from configparser import ConfigParser
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 from celery.bin.celery import celery as celery_command
 
 import celery_durable as durable
@@ -29,7 +33,7 @@ from celery_durable.options import STEP_OPTIONS, step_spec
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, rows
 
-LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text"}
+LANGUAGES = {"console", "diff", "pycon", "python", "sql", "text", "yaml"}
 SETUP = ConfigParser()
 SETUP.read(CHECKOUT / "setup.cfg")
 RUNS_ALONE = [
@@ -47,7 +51,7 @@ RUNS_ALONE = [
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
 QUOTES_FILES = ["example_project/README.md"]
-OPEN_COMMANDS = {".", "docker", "pkill"}
+OPEN_COMMANDS = {".", "docker", "jq", "pkill"}
 
 PAPERS = "\n".join(read(str(page.relative_to(CHECKOUT))) for page in PAGES)
 
@@ -98,6 +102,27 @@ def test_sql_runs(block: Block, sql: Sql) -> None:
 def test_commands_can_be_typed(command: str) -> None:
     """Each command names a target, module, option, path or marker that exists."""
     words = shlex.split(command, comments=True)
+    parts = [list(part) for is_bar, part in groupby(words, key=lambda word: word == "|") if not is_bar]
+    for part in parts:
+        _check_typed(part)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml(block: Block) -> None:
+    """Each block is YAML, and the commands of its probes could be typed."""
+    for words in _commands_in(yaml.safe_load(block.text)):
+        _check_typed(shlex.split(words[-1]) if words[:2] == ["sh", "-c"] else words)
+
+
+def _commands_in(value: Any) -> Iterator[list[str]]:
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from _commands_in(each)
+    elif isinstance(value, list):
+        yield value[1:] if value[0] == "CMD" else value
+
+
+def _check_typed(words: list[str]) -> None:
     while re.match(r"[A-Z_]+=", words[0]):
         del words[0]
     if words[-1] == "&":
