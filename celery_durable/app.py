@@ -15,6 +15,7 @@ from .config import Config
 from .exceptions import ConfigurationError
 from .groups import DurableGroupResult
 from .installation import Installation, register, registered
+from .logs import watch_celery
 from .registration import watch
 from .remote import add_step_task
 from .store import check_url
@@ -45,6 +46,7 @@ def install(app: Celery, **settings: Any) -> None:
     installation = Installation(app, settings)
     register(app, installation)
     watch(app, (Workflow, Step))
+    watch_celery()
     app.steps["worker"].add(NodeStep)
     app.steps["consumer"].add(UnknownTaskStep)
     add_recovery(app, installation)

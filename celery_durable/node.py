@@ -114,7 +114,7 @@ class Node(Loop):
         self.bell.ring()
 
     def leave_to_others(self, workflow_id: Any) -> None:
-        """This worker has taken a message whose task it hasn't got."""
+        """This worker has taken a message that it can't read, or whose task it hasn't got."""
         if is_id(workflow_id):
             self._left.add(workflow_id, None)
             self.bell.ring()
@@ -237,7 +237,7 @@ class Node(Loop):
     def _cancel(self) -> None:
         with self._revoked.taken() as revoked:
             if revoked:
-                verdict = self._installation.codec.encode_error(WorkflowCancelledError("The workflow was revoked."))
+                verdict = self._installation.codec.verdict(WorkflowCancelledError("The workflow was revoked."))
                 ids = self._store.workflows.cancel(revoked, verdict=verdict, patience=_NO_PATIENCE)
                 if ids:
                     self._recovery.notify()

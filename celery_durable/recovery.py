@@ -134,10 +134,13 @@ class Recovery:
                 patience=self.patience,
             )
             for workflow_id, state in rows:
+                named = {"workflow_id": workflow_id}
                 if state == states.DEAD:
-                    logger.error("The workflow %s is DEAD: too many crashes without a completed step.", workflow_id)
+                    logger.error(
+                        "The workflow %s is DEAD: too many crashes without a completed step.", workflow_id, extra=named
+                    )
                 else:
-                    logger.warning("The workflow %s lost its worker and is enqueued again.", workflow_id)
+                    logger.warning("The workflow %s lost its worker and is enqueued again.", workflow_id, extra=named)
             yield [workflow_id for workflow_id, _ in rows]
             if len(rows) < BATCH:
                 return
@@ -222,4 +225,4 @@ class Recovery:
         return count
 
     def _verdict(self, error: Exception) -> Payload:
-        return self.engine.codec.encode_error(error)
+        return self.engine.codec.verdict(error)

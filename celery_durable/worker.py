@@ -97,7 +97,7 @@ class UnknownTaskStep(bootsteps.StartStopStep):
                 return
             logger.warning(
                 "The task %s of workflow %s isn't registered on this worker: the workflow waits for one that has it.",
-                headers.get("task"), headers.get("id"),
+                headers.get("task"), headers.get("id"), extra={"workflow_id": headers.get("id")},
             )  # fmt: skip
             message.ack_log_error(logger, consumer.connection_errors)
             node = installed_on(consumer.app).node
