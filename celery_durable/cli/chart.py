@@ -54,9 +54,9 @@ _MEANINGS = {
 
 
 def draw(lane: Lane, time: Timeline, width: int, *, ascii_only: bool) -> Text:
-    """Return a lane as a row of so many characters. Marks are drawn last, so that nothing hides them."""
+    """Return a lane as a row of so many characters. What is waiting hides no try, and nothing hides a mark."""
     row = [(" ", "")] * width
-    for bar in sorted(lane.bars, key=lambda bar: bar.is_mark):
+    for bar in sorted(lane.bars, key=lambda bar: (bar.is_mark, bar.kind in ("try", "running"))):
         kind = _kind(bar)
         first, last = _columns(bar, time, width)
         for column in range(first, last):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from typing import Any
 
@@ -15,6 +16,10 @@ json_option = click.option("--json", "as_json", cls=CeleryOption, is_flag=True, 
 yes_option = click.option("-y", "--yes", cls=CeleryOption, is_flag=True, help="Don't ask.")
 
 
+#: It warns each time when a statement is tried again: a command says itself how that has ended.
+_store_logger = logging.getLogger("celery_durable.store")
+
+
 class DurableCommand(CeleryCommand):
     """A command of Celery's that tells an error in one line, and ends with status 1 then.
 
@@ -24,6 +29,7 @@ class DurableCommand(CeleryCommand):
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
         _never_fail_to_print()
+        _store_logger.addFilter(_is_error)
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
@@ -32,6 +38,8 @@ class DurableCommand(CeleryCommand):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # click's own affair
             raise click.ClickException(_told(error)) from error
+        finally:
+            _store_logger.removeFilter(_is_error)
 
 
 def app_of(ctx: click.Context) -> Any:
@@ -71,6 +79,10 @@ def _told(error: Exception) -> str:
     # These are sentences for people; of any other error the class says more than its text.
     is_sentence = isinstance(error, DurableError | ValueError)
     return line(safe_str(error) if is_sentence else summary(error))
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _never_fail_to_print() -> None:

@@ -19,6 +19,7 @@ from celery_durable.cli import durable as group
 from celery_durable.store.migrate import drop
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
+from tests.fixtures.roles import new_role
 
 ODD = "or/der-'1' \"é 漢\" <b>&amp; [red]x[/red] \x1b[31m\u202e\r\n\t"
 #: Five hundred and one of them: more than one batch.
@@ -419,36 +420,85 @@ def test_health(cli: Cli, shop: Inprocess, order: Any, sql: Sql) -> None:
     assert json.loads(failed.output)["problems"]
 
 
+def test_recover_without_a_database(shop: Inprocess) -> None:
+    """A sweep that can do nothing isn't called a success, and says why once."""
+    away = Celery("away", broker=shop.app.conf.broker_url, set_as_current=False)
+    durable.install(away, database_url="postgresql://nobody@127.0.0.1:1/nothing")
+    assert "can't be reached at 127.0.0.1:1/nothing" in Cli(away)("recover", status=1)
+
+
+def test_recover_of_which_a_part_fails(cli: Cli, shop: Inprocess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The duties that failed are named; why is in the log."""
+    monkeypatch.setattr("celery_durable.recovery.Recovery.wake", lambda self: 1 / 0)
+    result = cli.result("recover")
+    assert result.exit_code == 1
+    assert "These duties failed, and are left to the next sweep: wake." in result.output
+
+
 def test_prune(cli: Cli, shop: Inprocess, order: Any, sql: Sql) -> None:
     """What is older than the retention; what is younger only if that is said, and confirmed."""
-    for name in "abc":
-        ran(shop, order, name)
+    for name, how in (("a", "well"), ("b", "well"), ("c", "well"), ("d", "fail")):
+        ran(shop, order, name, 1, how)
     sql.execute("UPDATE celery_durable.workflow SET finished_at = finished_at - interval '20 days' WHERE id = 'a'")
     sql.execute("UPDATE celery_durable.workflow SET dispatched = true, node = NULL")
     assert cli("prune", "--older-than=30d") == "0 deleted\n"
+    assert cli("prune", "--state=FAILURE") == "0 deleted\n"
     assert cli("prune") == "1 deleted\n"
-    assert "--yes" in cli("prune", "--older-than=0", status=1)
-    assert cli.json("list", "--count") == {"SUCCESS": 2}
-    assert cli.json("prune", "--older-than=0", "--yes") == {"deleted": 2}
+    said = cli("prune", "--older-than=0", status=1)
+    assert "Delete 3 workflows" in said
+    assert "--yes" in said
+    assert cli.json("list", "--count") == {"FAILURE": 1, "SUCCESS": 2}
+    assert cli.json("prune", "--older-than=0", "--state=failure", "--yes") == {"deleted": 1}
+    assert cli("prune", "--older-than=0", "--yes") == "2 deleted\n"
     assert cli.json("list") == []
 
 
-def test_migrate(database_url: str, broker_url: str, shop: Inprocess) -> None:
+def test_prune_by_state(database_url: str, broker_url: str, order: Any, shop: Inprocess, sql: Sql) -> None:
+    """Each final state has its own retention; what is kept for ever isn't deleted without a word."""
+    keeping = Celery("keeping", set_as_current=False)
+    durable.install(keeping, database_url=database_url, retention={"FAILURE": None, "SUCCESS": 3600})
+    cli = Cli(keeping)
+    ran(shop, order, "a")
+    ran(shop, order, "b", 1, "fail")
+    sql.execute("UPDATE celery_durable.workflow SET finished_at = finished_at - interval '1 year'")
+    sql.execute("UPDATE celery_durable.workflow SET dispatched = true, node = NULL")
+    assert cli("prune") == "1 deleted\n"
+    assert "--yes" in cli("prune", "--older-than=30d", status=1)
+    assert cli("prune", "--older-than=30d", "--yes") == "1 deleted\n"
+
+
+@pytest.fixture
+def elsewhere(database_url: str, shop: Inprocess) -> Iterator[Cli]:
+    """The commands of an app with a schema that isn't there yet."""
+    app = Celery("elsewhere", set_as_current=False)
+    durable.install(app, database_url=database_url, schema="elsewhere")
+    yield Cli(app)
+    drop(database_url, "elsewhere")
+
+
+def test_migrate(elsewhere: Cli) -> None:
     """Missing migrations are named, printed or applied."""
-    elsewhere = Celery("elsewhere", set_as_current=False)
-    durable.install(elsewhere, database_url=database_url, schema="elsewhere")
-    cli = Cli(elsewhere)
-    try:
-        numbers = cli.json("migrate", "--check", status=1)["missing"]
-        assert numbers[0] == 1
-        assert cli("migrate", "--check", status=1) == f"missing: {numbers}\n"
-        assert 'CREATE SCHEMA IF NOT EXISTS "elsewhere"' in cli("migrate", "--sql")
-        assert cli.json("migrate") == {"applied": numbers}
-        assert cli("migrate", "--check") == "up to date\n"
-        assert cli("migrate", "--sql") == ""
-        assert "CREATE TABLE" in cli("migrate", "--markers")
-    finally:
-        drop(database_url, "elsewhere")
+    numbers = elsewhere.json("migrate", "--check", status=1)["missing"]
+    assert numbers[0] == 1
+    assert elsewhere("migrate", "--check", status=1) == f"missing: {numbers}\n"
+    assert 'CREATE SCHEMA IF NOT EXISTS "elsewhere"' in elsewhere("migrate", "--sql")
+    assert elsewhere.json("migrate") == {"applied": numbers}
+    assert elsewhere("migrate", "--check") == "up to date\n"
+    assert elsewhere.json("migrate", "--sql") == {"sql": []}
+    assert "CREATE TABLE" in elsewhere("migrate", "--markers")
+    assert "Give one of" in elsewhere("migrate", "--check", "--sql", status=2)
+
+
+def test_grant(elsewhere: Cli, postgres_server: str, sql: Sql) -> None:
+    """A role gets its rights with the migrations, or as SQL; one that isn't there is an error in one line."""
+    with new_role(postgres_server, "shop") as role:
+        assert f'"{role}"' in elsewhere("migrate", "--sql", "--grant", role)
+        said = elsewhere("migrate", "--grant", role)
+        assert said.startswith("applied: [1, ")
+        assert said.endswith(f"granted: {role}\n")
+        assert sql.value("SELECT has_table_privilege(%s, 'elsewhere.workflow', 'UPDATE')", role)
+        assert elsewhere.json("migrate", "--grant", role) == {"applied": [], "granted": role}
+    assert "CREATE ROLE makes one" in elsewhere("migrate", "--grant=nobody here", status=1)
 
 
 def test_without_installation(shop: Inprocess) -> None:

@@ -12,8 +12,11 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from configparser import ConfigParser
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -54,7 +57,7 @@ RUNS_ALONE = [
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md", "docs/tutorial.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
 QUOTES_FILES = ["example_project/README.md"]
-OPEN_COMMANDS = {".", "cat", "docker", "pkill", "rm"}
+OPEN_COMMANDS = {".", "cat", "docker", "jq", "pkill", "rm"}
 
 PAPERS = "\n".join(read(str(page.relative_to(CHECKOUT))) for page in PAGES)
 
@@ -92,12 +95,6 @@ def test_quoted_code_is_the_real_code(block: Block) -> None:
         assert _unparsed(node) in real
 
 
-@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
-def test_yaml_can_be_read(block: Block) -> None:
-    """Each file of settings is one."""
-    assert yaml.safe_load(block.text)
-
-
 @pytest.mark.parametrize("block", blocks("sql"), ids=str)
 def test_sql_runs(block: Block, sql: Sql) -> None:
     """Each query runs on a migrated database."""
@@ -111,6 +108,29 @@ def test_sql_runs(block: Block, sql: Sql) -> None:
 def test_commands_can_be_typed(command: str) -> None:
     """Each command names a target, module, option, path or marker that exists."""
     words = shlex.split(command, comments=True)
+    parts = [list(part) for is_bar, part in groupby(words, key=lambda word: word == "|") if not is_bar]
+    for part in parts:
+        _check_typed(part)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml(block: Block) -> None:
+    """Each block is YAML, and the commands of its probes could be typed."""
+    read_back = yaml.safe_load(block.text)
+    assert read_back
+    for words in _commands_in(read_back):
+        _check_typed(shlex.split(words[-1]) if words[:2] == ["sh", "-c"] else words)
+
+
+def _commands_in(value: Any) -> Iterator[list[str]]:
+    if isinstance(value, list) and value[0] in ("CMD", "celery", "sh"):
+        yield value[1:] if value[0] == "CMD" else value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _commands_in(each)
+
+
+def _check_typed(words: list[str]) -> None:
     while re.match(r"[A-Z_]+=", words[0]):
         del words[0]
     if words[-1] == "&":
