@@ -9,7 +9,7 @@ from celery import Celery
 
 # Installing loads what the package loads lazily elsewhere: a body's first call imports nothing, so that no time limit
 # ends in the midst of an import, and no pool process is forked while another thread holds the lock of one.
-from . import bulk, events, health, here, history, management, messages, patches, timers, values  # noqa: F401
+from . import bulk, events, flower, health, here, history, management, messages, patches, timers, values  # noqa: F401
 from .beat import add_recovery
 from .config import Config
 from .exceptions import ConfigurationError
@@ -54,6 +54,8 @@ def install(app: Celery, **settings: Any) -> None:
     if "celery.worker.control" in sys.modules:
         from . import control  # noqa: F401 - `celery inspect` and `celery control` know the names of commands
     app.GroupResult = app.subclass_with_self(DurableGroupResult, name="GroupResult", keep_reduce=True)
+    if flower.is_starting():
+        flower.install()
 
 
 def _check(settings: dict[str, Any]) -> None:

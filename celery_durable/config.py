@@ -67,7 +67,7 @@ class Config:
     nondeterminism: str = "error"
     #: Show each executed step as a task in Flower and ``celery events``, arguments and results included: ``"auto"``
     #: while the worker sends task events (``-E``, ``celery control enable_events``, Flower), ``True`` always, ``False``
-    #: never. A running attempt keeps what it began with.
+    #: never. A running attempt keeps what it began with. With a ``durable_payload_codec`` no value is shown.
     step_events: str | bool = "auto"
     #: Set it if the database is reached through pgbouncer or another pooler, in any of its modes.
     pgbouncer: bool = False

@@ -31,7 +31,8 @@ python_use_unqualified_type_names = True
 nitpicky = True
 # Nothing is downloaded when the pages are built, so other projects' names lead nowhere.
 nitpick_ignore_regex = [
-    ("py:.*", r"(billiard|celery|collections|datetime|kombu|os|typing|uuid)\..*"),
+    ("py:.*", r"(collections|datetime|logging|os|typing|uuid)\..*"),
+    ("py:.*", r"(billiard|celery|kombu|opentelemetry|prometheus_client)\..*"),
     # Names in signatures that are no part of the interface.
     ("py:.*", r"(celery_durable\.\w+\.)?([PRC]|Awaited|InlineStep|Result|_Makes\w+)"),
     ("py:class", r"celery_durable\.(here\.TaskStep|engine\.context\.PlainStep|store\.rows\.Checkpoint)"),

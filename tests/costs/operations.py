@@ -21,6 +21,9 @@ from tests.fixtures.inprocess import Inprocess
 MANY = 20
 WAKE = f"wake, each of {MANY}"
 
+#: How long finished workflows are kept that are to be pruned.
+_AT_ONCE = {"SUCCESS": 0.0}
+
 Act = Callable[[], Any]
 
 
@@ -266,13 +269,13 @@ def _idle_sweep(bench: Bench) -> Act:
 
 
 def _prune(bench: Bench) -> Act:
-    bench.store.workflows.prune(retention=0, limit=100_000, patience=0)
+    bench.store.workflows.prune(kept=_AT_ONCE, limit=100_000, patience=0)
     for _ in range(MANY):
         attempt = bench.running()
         for _ in range(3):
             bench.step(attempt)
         bench.finish(attempt)
-    return lambda: bench.store.workflows.prune(retention=0, limit=MANY, patience=0)
+    return lambda: bench.store.workflows.prune(kept=_AT_ONCE, limit=MANY, patience=0)
 
 
 def operations() -> Iterator[Operation]:

@@ -22,6 +22,7 @@ import click
 import pytest
 import yaml
 from celery.bin.celery import celery as celery_command
+from flower.options import default_options as flower_options
 
 import celery_durable as durable
 from celery_durable import states
@@ -51,6 +52,7 @@ RUNS_ALONE = [
     "docs/metrics.md",
     "docs/logs.md",
     "docs/encryption.md",
+    "docs/flower.md",
 ]
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md", "docs/tutorial.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
@@ -214,7 +216,10 @@ def _check_celery(args: list[str]) -> None:
         _, rest, _ = command.make_parser(context).parse_args(args)
         args = rest[1:]
         command = durable_command if rest[0] == "durable" else command.commands[rest[0]]
-    command.make_parser(click.Context(command)).parse_args(args)
+    command.make_parser(click.Context(command, **command.context_settings)).parse_args(args)
+    if command.name == "flower":
+        names = [arg.partition("=")[0] for arg in args]
+        assert all(name.removeprefix("--") in flower_options for name in names), names
 
 
 def _check_python(args: list[str]) -> None:

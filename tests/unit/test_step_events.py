@@ -222,3 +222,16 @@ def test_a_process_without_steps_ends_at_once() -> None:
     began = time.monotonic()
     watcher._leave()
     assert time.monotonic() - began < 0.1
+
+
+@pytest.mark.parametrize("error", [None, ValueError("hush-7f3Kq9")], ids=repr)
+def test_with_a_payload_codec_no_value_is_shown(error: Exception | None) -> None:
+    """Neither arguments nor a result, nor what an error says; the class of that is."""
+    state = "SUCCESS" if error is None else "FAILURE"
+    given = report(args=("hush-7f3Kq9",), kwargs={"x": "hush-7f3Kq9"}, value="hush-7f3Kq9", error=error, state=state)
+    shown, hidden = event_of(given), event_of(given, hidden=True)
+    assert "hush-7f3Kq9" in repr(shown)
+    assert "hush-7f3Kq9" not in repr(hidden)
+    assert shown.keys() == hidden.keys()
+    assert hidden["args"] == "<encoded>"
+    assert hidden.get("exception") == (None if error is None else "ValueError(<encoded>)")
