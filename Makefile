@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test lint bench chaos clean
+.PHONY: demo test lint docs bench chaos clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m example_project.demo
@@ -20,6 +20,11 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/python -m docs.tables
+	$(BIN)/python -m sphinx --builder html --conf-dir docs --fail-on-warning --keep-going . build/docs
+	@echo "Open build/docs/docs/index.html"
 
 bench:
 	@echo "The benchmarks aren't there yet."; exit 1

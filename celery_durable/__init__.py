@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from .outboxes import outbox
     from .patches import deprecate_patch, patched
 
+    # Encryption
+    from .seal import PayloadCodec
+
     # Declaring
     from .task import Step, Workflow, step, workflow
     from .timers import asleep, asleep_until, sleep, sleep_until
@@ -103,6 +106,7 @@ _ROOMS = {
     "messages": ("arecv", "asend", "recv", "send"),
     "outboxes": ("outbox",),
     "patches": ("deprecate_patch", "patched"),
+    "seal": ("PayloadCodec",),
     "task": ("Step", "Workflow", "step", "workflow"),
     "timers": ("asleep", "asleep_until", "sleep", "sleep_until"),
     "together": ("agather", "await_first", "gather", "wait_first"),
@@ -115,6 +119,7 @@ __all__ = [
     "MessageInfo",
     "NodeInfo",
     "Omitted",
+    "PayloadCodec",
     "Step",
     "StepInfo",
     "Workflow",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from celery import Celery
 
 # Installing loads what the package loads lazily elsewhere: a body's first call imports nothing, so that no time limit
 # ends in the midst of an import, and no pool process is forked while another thread holds the lock of one.
-from . import bulk, events, health, here, history, management, messages, patches, timers, values  # noqa: F401
+from . import bulk, events, flower, health, here, history, management, messages, patches, timers, values  # noqa: F401
 from .beat import add_recovery
 from .config import Config
 from .exceptions import ConfigurationError
 from .groups import DurableGroupResult
 from .installation import Installation, register, registered
+from .logs import watch_celery
 from .registration import watch
 from .remote import add_step_task
 from .store import check_url
@@ -44,11 +46,16 @@ def install(app: Celery, **settings: Any) -> None:
     installation = Installation(app, settings)
     register(app, installation)
     watch(app, (Workflow, Step))
+    watch_celery()
     app.steps["worker"].add(NodeStep)
     app.steps["consumer"].add(UnknownTaskStep)
     add_recovery(app, installation)
     add_step_task(app)
+    if "celery.worker.control" in sys.modules:
+        from . import control  # noqa: F401 - `celery inspect` and `celery control` know the names of commands
     app.GroupResult = app.subclass_with_self(DurableGroupResult, name="GroupResult", keep_reduce=True)
+    if flower.is_starting():
+        flower.install()
 
 
 def _check(settings: dict[str, Any]) -> None:

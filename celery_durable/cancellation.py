@@ -21,7 +21,7 @@ def cancel_all(installation: Installation, ids: Collection[str], *, children: bo
         box.cancel(ids, children=children)
         return []
     workflows = installation.store.workflows
-    verdict = installation.codec.encode_error(WorkflowCancelledError("The workflow was cancelled."))
+    verdict = installation.codec.verdict(WorkflowCancelledError("The workflow was cancelled."))
     cancelled = workflows.cancel(ids, verdict=verdict, patience=CALLER_PATIENCE)
     # What runs elsewhere may start a child at this moment; a parent that is cancelled can't.
     while children and (family := workflows.family(ids, patience=CALLER_PATIENCE)):

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from celery import Celery
-from kombu.serialization import loads
 
 from . import states
 from .exceptions import WorkflowNotFound
@@ -181,9 +180,9 @@ def _shape_of(installation: Installation, row: WorkflowRow) -> Shape | None:
 def value_of(
     installation: Installation, ok: bool | None, payload: Payload, what: str, shape: Shape | None = None
 ) -> tuple[Any, Exception | None]:
-    if not ok:
-        return None, installation.codec.decode_error(payload)
     try:
+        if not ok:
+            return None, installation.codec.decode_error(payload)
         return installation.codec.decode(payload, what, shape), None
     except Exception as error:  # noqa: BLE001 - one value that can't be read must not hide the rest
         return None, error
@@ -213,7 +212,8 @@ def arguments_of(installation: Installation, row: WorkflowRow) -> tuple[Any, Any
         omitted = None if row.body_size is None else Omitted(row.body_size)
         return omitted, omitted
     try:
-        args, kwargs, _ = loads(row.body, row.content_type, row.content_encoding, accept=installation.codec.accept)
+        what = f"The message of workflow {row.id}"
+        args, kwargs, _ = installation.codec.load_message(row.body, row.content_type, row.content_encoding, what)
         return tuple(args), dict(kwargs)
     except Exception:  # noqa: BLE001 - undecodable arguments are no reason to hide the workflow
         return None, None

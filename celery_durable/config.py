@@ -9,8 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 from .exceptions import ConfigurationError
+from .seal import PayloadCodec, is_codec
 from .states import CANCELLED, DEAD, FAILURE, SUCCESS
-from .text import is_storable
+from .text import is_storable, qualname_of
 
 #: The longest duration in seconds, 100 years: later times are beyond what Python can read from Postgres.
 LONGEST = 100 * 365.25 * 86400
@@ -22,35 +23,53 @@ _RETENTION = 14 * 86400.0
 class Config:
     """What ``install(app, …)`` or ``app.conf.durable_*`` say; durations are in seconds."""
 
-    #: Where the workflows live. Celery hides settings with DATABASE in their name from its reports.
+    #: Where the workflows live: ``postgresql://user:password@host:5432/database``, without a driver in the scheme.
+    #: Required, or ``durable_database``. Celery hides it from its reports, as DATABASE is in its name.
     database_url: str = field(default="", repr=False)
-    #: In a Django project the alias of that database, in place of its URL.
+    #: In a Django project, in place of the URL: the alias in ``DATABASES`` of the Postgres where the workflows live,
+    #: such as ``"default"``.
     database: str | None = None
+    #: The Postgres schema of all tables; at most 63 bytes. Several apps may share one.
     schema: str = "celery_durable"
-    #: Bring the schema up to date on first use; False leaves it to ``celery durable migrate``.
+    #: Bring the schema up to date on first use. ``False`` leaves it to ``celery -A proj durable migrate``, and an old
+    #: schema is an error.
     auto_migrate: bool = True
+    #: How often a worker says that it lives.
     heartbeat_interval: float = 5.0
-    #: A worker that was silent for so long is taken for dead.
+    #: A worker that was silent for so long is taken for dead. At least three heartbeats.
     lease: float = 15.0
+    #: How often the elected worker sweeps; the beat task comes in whole seconds.
     recovery_interval: float = 5.0
-    #: Queue of the beat task; None is the app's default queue.
+    #: Queue of the beat task; ``None`` is the app's default queue.
     recovery_queue: str | None = None
-    #: Crashes without a new checkpoint between them before a workflow is DEAD.
+    #: So many crashes without a completed step between them are survived; one more, and the workflow is DEAD. A task
+    #: may have its own ``max_recovery_attempts``.
     max_recovery_attempts: int = 10
-    #: Waits that are shorter stay in the worker slot.
+    #: A longer sleep or wait for a retry gives the worker back; ``0`` gives it back for each.
     suspend_after: float = 5.0
-    #: A message not taken after so long may have been lost (doubling with each try).
+    #: A message that wasn't taken for so long may have been lost, and is sent again when later ones of its queue were
+    #: taken, or nothing moves. Doubles each time, up to an hour.
     republish_after: float = 60.0
-    #: Finished workflows are kept for so long, all of them or by their final state; None: for ever.
+    #: Finished workflows are kept for so long: 14 days. Longer than any broker keeps a message. All of them, or by
+    #: final state, in a mapping such as ``{"SUCCESS": 86400, "DEAD": None}``: ``None`` is for ever, and a state that
+    #: isn't named is kept for 14 days.
     retention: float | Mapping[str, float | None] = _RETENTION
-    #: kombu serializer of results and step values; None is the app's ``task_serializer``.
+    #: kombu serializer of results and step values; ``None`` is the app's ``task_serializer``. It must be in
+    #: ``accept_content``.
     serializer: str | None = None
-    #: Largest serialized value, in bytes.
+    #: Largest message, result or step value, serialized, in bytes: 16 MiB.
     max_payload: int = 16 * 1024 * 1024
+    #: An object with ``encode(data)`` and ``decode(data)``, or its dotted path: it encodes, or encrypts, whatever of a
+    #: workflow is stored or sent.
+    payload_codec: PayloadCodec | str | None = field(default=None, repr=False)
+    #: What a replay does that calls a step with other arguments: ``"error"`` stops in DEAD, ``"warn"`` logs and goes on
+    #: with the kept outcome.
     nondeterminism: str = "error"
-    #: Show each executed step as a task in Flower and ``celery events``; "auto": while the worker sends task events.
+    #: Show each executed step as a task in Flower and ``celery events``, arguments and results included: ``"auto"``
+    #: while the worker sends task events (``-E``, ``celery control enable_events``, Flower), ``True`` always, ``False``
+    #: never. A running attempt keeps what it began with. With a ``durable_payload_codec`` no value is shown.
     step_events: str | bool = "auto"
-    #: Set this if the database is reached through pgbouncer in transaction mode.
+    #: Set it if the database is reached through pgbouncer or another pooler, in any of its modes.
     pgbouncer: bool = False
 
     @classmethod
@@ -164,6 +183,8 @@ def _converted(name: str, value: Any) -> Any:
     default = _FIELDS[name].default
     if name in _CHOICES:
         return value
+    if name == "payload_codec":
+        return _codec(value, setting)
     if isinstance(default, bool):
         return _typed(value, bool, setting, "True or False")
     if isinstance(default, int):
@@ -191,6 +212,16 @@ def _typed(value: Any, wanted: type, setting: str, description: str) -> Any:
         # The value itself stays out of the text: it may be a connection string.
         raise ConfigurationError(f"{setting} must be {description}, not a value of type {type(value).__name__}.")
     return value
+
+
+def _codec(value: Any, setting: str) -> Any:
+    """Return it as it was given: what a dotted path names is imported when it is first needed."""
+    if is_codec(value) or (isinstance(value, str) and value):
+        return value
+    kind = f"the class {qualname_of(value)}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
+    raise ConfigurationError(
+        f"{setting} must be an object with the methods encode(data) and decode(data), or its dotted path, not {kind}."
+    )
 
 
 def _identifier(value: str, setting: str) -> str:

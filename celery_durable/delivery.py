@@ -23,13 +23,15 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from . import states
 from .engine import runner
 from .engine.context import WHILE_ALIVE, Attempt, boot_time
+from .engine.observer import AttemptReport
 from .engine.outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Waiting
 from .engine.runner import failed
 from .envelope import HEADER, Envelope, check_id, send_stored
-from .exceptions import ConfigurationError, DurableError, WorkflowCancelledError, ends_process
+from .exceptions import CodecError, ConfigurationError, DurableError, WorkflowCancelledError, ends_process
 from .installation import Installation
+from .logs import about
 from .publisher import birth_of, retries_of, start_by_message
-from .request import NODE_PROPERTY
+from .request import NODE_PROPERTY, published_at
 from .step_events import is_watched
 from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 
@@ -48,11 +50,20 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     Raises Ignore for a message that has nothing to say, a message-less Retry for a workflow that goes on later.
     """
     message = _Message(installation, task, max_crashes)
-    found = message.take()
-    if isinstance(found, StoredOutcome):
-        return message.deliver_stored(found)
-    attempt = Attempt.of(installation.engine, task.name, found, message.claimed_at, **message.facts())
-    installation.observers.tell("claimed", attempt.id, attempt.fence.attempt)
+    with about(message.id, task.name) as subject:
+        found = message.take()
+        if isinstance(found, StoredOutcome):
+            return message.deliver_stored(found)
+        subject["attempt"] = found.fence.attempt
+        return _run(message, found, body)
+
+
+def _run(message: _Message, claim: Claim, body: Callable[[], Any]) -> Any:
+    installation = message.installation
+    attempt = Attempt.of(installation.engine, message.task.name, claim, message.claimed_at, **message.facts())
+    report, tell = message.report(attempt, claim), installation.observers.tell
+    tell("claimed", attempt.id, attempt.fence.attempt)
+    tell("attempt_started", report)
     message.store_started()
     outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
     try:
@@ -60,6 +71,7 @@ def deliver(installation: Installation, task: Task, body: Callable[[], Any], *, 
     except SoftTimeLimitExceeded:
         # The function has ended, and its limit with it; what was settled already is found so.
         settled = message.settle(attempt, outcome)
+    tell("attempt_ended", report, settled.ending)
     return message.tell_celery(attempt, settled)
 
 
@@ -90,6 +102,20 @@ class _Message:
             "show_state": self.show_state,
             "send": self.send,
         }
+
+    def report(self, attempt: Attempt, claim: Claim) -> AttemptReport:
+        """Return what is told of an attempt."""
+        header = getattr(self.request, HEADER, None)
+        published = published_at(header) if isinstance(header, dict) else None
+        return AttemptReport(
+            workflow_id=attempt.id,
+            root_id=attempt.root_id,
+            name=attempt.name,
+            attempt=attempt.fence.attempt,
+            worker=attempt.worker,
+            lag=None if published is None else max((claim.now - published).total_seconds(), 0.0),
+            crashes=claim.crashes,
+        )
 
     def take(self) -> Claim | StoredOutcome:
         """Take the workflow, or an outcome that is still to be delivered; raise Ignore if there is neither."""
@@ -161,7 +187,7 @@ class _Message:
     def end_expired(self, fence: Fence) -> bool:
         """End a workflow that hasn't begun; False if it has, for then ``expires`` doesn't count any more."""
         error = WorkflowCancelledError("The workflow wasn't started before its `expires`.")
-        verdict = self.installation.codec.encode_error(error)
+        verdict = self.installation.codec.verdict(error)
         if self.workflows.expired([self.id], verdict=verdict, patience=WHILE_ALIVE):
             return True
         if self.is_foreign and self.workflows.look(fence, patience=WHILE_ALIVE) is None:
@@ -172,7 +198,10 @@ class _Message:
     def bear(self) -> bool:
         """Write the row that its producer couldn't; False if the id is taken."""
         serializer = self.task.serializer or self.task.app.conf.task_serializer
-        envelope = Envelope.of_request(self.request, serializer, self.task.name)
+        codec = self.installation.codec
+        envelope = Envelope.of_request(self.request, serializer, self.task.name).packed(codec)
+        if codec.seal.is_set:
+            envelope = envelope.without_values()
         ignored = bool(self.request.ignore_result)
         start = start_by_message(self.task, max_crashes=self.max_crashes, ignore_result=ignored)
         birth = birth_of(self.installation, envelope, self.id, start)
@@ -223,7 +252,7 @@ class _Message:
     def release(self) -> None:
         """End what has passed its deadline, if nobody has done so; whoever resumes this workflow may have it now."""
         error = WorkflowCancelledError("The workflow was cancelled: its workflow_timeout has passed.")
-        verdict = self.installation.codec.encode_error(error)
+        verdict = self.installation.codec.verdict(error)
         if late := self.workflows.expire(verdict=verdict, limit=_MOST_LATE, patience=WHILE_ALIVE):
             republish_after = self.installation.config.republish_after
             self.send(self.installation.store.awaits.notify(late, republish_after, patience=WHILE_ALIVE))
@@ -232,13 +261,18 @@ class _Message:
     def deliver_stored(self, stored: StoredOutcome) -> Any:
         """Return an outcome of an earlier attempt through the tracer, as that attempt would have."""
         codec = self.installation.codec
-        if stored.ok:
-            return codec.decode(stored.payload, f"The result of workflow {self.id}")
         if stored.state == states.CANCELLED:
             self.store_revoked()
             self.confirm()
             raise Ignore("the workflow was cancelled")
-        raise _as_failure(codec.decode_error(stored.payload))
+        try:
+            if stored.ok:
+                return codec.decode(stored.payload, f"The result of workflow {self.id}")
+            error = codec.decode_error(stored.payload)
+        except CodecError as unread:
+            logger.error("The outcome of the workflow %s is delivered when this worker has ended: %s", self.id, unread)
+            raise Ignore("the outcome can't be read here") from unread
+        raise _as_failure(error)
 
     def warn_of_expiry(self, seconds: float | None) -> None:
         """Warn once of a chord that will have forgotten this task when it goes on."""

@@ -7,7 +7,7 @@ tracing headers included. The body stays the bytes that it was, whatever its ser
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -21,7 +21,9 @@ from kombu.utils.json import loads as json_loads
 
 from . import broker
 from .broker import PATIENCE, SHORT_TRY
-from .exceptions import ConfigurationError, SerializationError
+from .exceptions import CodecError, ConfigurationError, SerializationError
+from .seal import HIDDEN
+from .serialization import Codec
 from .shapes import advice_on
 from .store.rows import StoredMessage
 from .text import printable, summary
@@ -40,7 +42,10 @@ MAX_ID = 255
 _STALE_HEADERS = frozenset({HEADER, "redelivered", "compression"})
 _STALE_HEADER_PREFIXES = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 _STALE_PROPERTIES = frozenset(
-    {"delivery_mode", "delivery_tag", "delivery_info", "body_encoding", "content_type", "content_encoding"}
+    {
+        *("delivery_mode", "delivery_tag", "delivery_info", "body_encoding", "content_type", "content_encoding"),
+        *("argsrepr", "kwargsrepr"),  # Celery has them as headers, too.
+    }
 )
 
 
@@ -152,6 +157,24 @@ class Envelope:
             **places,
         )
 
+    def packed(self, codec: Codec) -> Envelope:
+        """Return it as it is stored and sent; with a payload codec its body is compressed and sealed here.
+
+        Raises CodecError, and PayloadTooLarge for a body that may not be stored.
+        """
+        what = f"The message of the task {self.headers.get('task')}"
+        if not codec.seal.is_set:
+            codec.check_size(self.body, what)
+            return self
+        sealed = codec.seal_message(self.body, self.content_type, self.compression, what)
+        return replace(
+            self, body=sealed.data, content_type=str(sealed.content_type), content_encoding="binary", compression=None
+        )
+
+    def without_values(self) -> Envelope:
+        """Return a copy whose headers don't show the arguments."""
+        return self.changed(argsrepr=HIDDEN, kwargsrepr=HIDDEN)
+
     def to_text(self) -> str:
         """Return everything but the body, as JSON; raise SerializationError if a header can't be kept."""
         facts = {
@@ -180,25 +203,30 @@ class Envelope:
         """Return a copy with other values for these headers."""
         return replace(self, headers={**self.headers, **headers})
 
-    def under(self, workflow_id: str, accept: Collection[str]) -> Envelope:
+    def under(self, workflow_id: str, codec: Codec) -> Envelope:
         """Return a copy for another workflow, which is no member of this one's group or chord.
 
         Raises SerializationError if the body can't be read.
         """
         headers = {"id": workflow_id, "root_id": workflow_id, "parent_id": None, "group": None, "group_index": None}
         properties = {**self.properties, "correlation_id": workflow_id}
+        what = f"The arguments of the task {self.headers.get('task')}"
         try:
-            args, kwargs, embed = loads(self.body, self.content_type, self.content_encoding, accept=accept)
+            body, content_type, encoding = codec.open_message(self.body, self.content_type, self.content_encoding, what)
+            args, kwargs, embed = loads(body, content_type, encoding, accept=codec.accept)
             chord = embed.get("chord")
+        except CodecError:
+            raise
         except Exception as error:
-            raise SerializationError(
-                f"The arguments of the task {self.headers.get('task')} can't be read back ({summary(error)})."
-            ) from error
+            raise SerializationError(f"{what} can't be read back ({summary(error)}).") from error
+        copy = replace(self, properties=properties, headers={**self.headers, **headers})
         if not chord:
-            return replace(self, properties=properties, headers={**self.headers, **headers})
-        serializer = registry.type_to_name[self.content_type]
-        body = _encoded((args, kwargs, {**embed, "chord": None}), serializer, str(self.headers.get("task")))[2]
-        return replace(self, body=body, properties=properties, headers={**self.headers, **headers})
+            return copy
+        serializer = registry.type_to_name[str(content_type)]
+        content_type, encoding, body = _encoded(
+            (args, kwargs, {**embed, "chord": None}), serializer, str(self.headers.get("task"))
+        )
+        return replace(copy, body=body, content_type=content_type, content_encoding=encoding).packed(codec)
 
     def send(self, app: Celery, producer: Any, published_at: datetime | None) -> None:
         """Send, with one more try at once; raises what the broker says."""
@@ -275,7 +303,7 @@ def send_all(app: Celery, producer: Any, messages: Sequence[StoredMessage]) -> l
             logger.error(
                 "The message of the workflow %s can't be sent (%s): its row in the table input is spoilt, or the "
                 "broker's library can't write what is in it. It is tried again, less and less often.",
-                message.workflow_id, summary(error),
+                message.workflow_id, summary(error), extra={"workflow_id": message.workflow_id},
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - every transport has its own errors; the rows are kept
             logger.warning("The broker took no message (%r); recovery tries again.", error)

@@ -6,6 +6,7 @@ calling a constructor of its own.
 
 from __future__ import annotations
 
+import base64
 import builtins
 import importlib
 import importlib.util
@@ -28,6 +29,8 @@ from .exceptions import SerializationError, StepError
 from .text import printable, qualname_of, safe_str, summary
 
 TRACEBACK_LIMIT = 32 * 1024
+#: What of an error can be read without the payload codec that has sealed the rest.
+_UNSEALED = ("type", "at", "took")
 #: Errors among the arguments of an error, as in a group, that are kept.
 MOST_NESTED = 64
 #: A character takes up to 12 bytes as JSON, and there are two texts and some names in an error.
@@ -89,6 +92,27 @@ def decode_error(line: bytes) -> Exception:
 def decode_errors(log: bytes | None) -> tuple[TryError, ...]:
     """Return what a log of failed tries tells: lines, each made by ``encode_error``."""
     return tuple(map(_try_error, (log or b"").splitlines()))
+
+
+def sealed_line(line: bytes, sealed: bytes) -> bytes:
+    """Return a line that has an error's class and time, and all of it only sealed."""
+    facts = json.loads(line)
+    open_to_all = {name: facts[name] for name in _UNSEALED if name in facts}
+    return json.dumps({**open_to_all, "sealed": base64.b64encode(sealed).decode()}).encode()
+
+
+def sealed_part(line: bytes) -> bytes | None:
+    """Return what ``sealed_line`` was given; None for a line that isn't sealed, whatever else it is."""
+    try:
+        return base64.b64decode(json.loads(line)["sealed"], validate=True)
+    except Exception:  # noqa: BLE001 - what is stored isn't trusted to have any shape
+        return None
+
+
+def unread_line(line: bytes, why: str) -> bytes:
+    """Return a line that says of a sealed one why it can't be read."""
+    facts = json.loads(line)
+    return json.dumps({**{"type": "?"}, **facts, "message": why, "traceback": ""}).encode()
 
 
 def _told(facts: dict[str, Any], limit: int) -> bytes:

@@ -16,6 +16,7 @@
       NotAllowedInStep                  a durable call inside a step
       NondeterminismError               a replay did something else than the first run
       SerializationError                a value that can't be stored or read back (a kombu EncodeError too)
+        CodecError                      the setting ``payload_codec`` is missing, or can't encode or decode
       PayloadTooLarge                   a value over the ``max_payload`` setting
       StepError                         a step's error whose own class can't be rebuilt
       StepLost                          a step killed its worker each time it ran
@@ -103,6 +104,10 @@ class NondeterminismError(DurableError):
 
 class SerializationError(DurableError, EncodeError, ValueError):
     """A value can't be serialized for the database, or can't be read back."""
+
+
+class CodecError(SerializationError):
+    """The setting durable_payload_codec is missing here, or can't encode or decode a value."""
 
 
 class PayloadTooLarge(DurableError, ValueError):

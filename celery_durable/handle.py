@@ -151,7 +151,7 @@ class WorkflowHandle(Result[R]):
         target = self.target_in(attempt)
         late = None
         if timeout is not None:
-            late = attempt.engine.codec.encode_error(_too_late(target, timeout))
+            late = attempt.engine.codec.verdict(_too_late(target, timeout))
         return Ends([end_of(attempt, target, self.durable_shape)], [target], timeout, late)
 
     async def _agot(self, attempt: Attempt, ends: Ends, propagate: bool) -> R:

@@ -11,7 +11,7 @@ from celery import Celery
 
 from . import states
 from .client import CALLER_PATIENCE, Omitted, readable, row_of, value_of
-from .errors import TryError, decode_errors
+from .errors import TryError
 from .installation import Installation, find
 from .store.rows import AttemptRow, MessageRow, StepRow, WorkflowRow
 
@@ -115,7 +115,7 @@ def step_name(key: str) -> str:
 
 
 def _step(installation: Installation, row: StepRow) -> StepInfo:
-    output, error = None, None
+    output, error, decode_errors = None, None, installation.codec.decode_errors
     if row.payload is not None:
         output, error = value_of(installation, row.ok, row.payload, f"The result of step {row.key}")
     elif row.ok and row.payload_size is not None:

@@ -20,6 +20,8 @@ from .engine.observer import Observers
 from .exceptions import NotInstalled
 from .monitoring import LogObserver
 from .recovery import Recovery, Send
+from .running import Running
+from .seal import Seal
 from .serialization import Codec
 from .step_events import StepEvents
 from .store import Host, Listener, Store
@@ -35,9 +37,11 @@ class Installation:
     def __init__(self, app: Celery, settings: dict[str, Any]) -> None:
         self.app = app
         self.settings = settings
+        self.running = Running()
         self.observers = Observers()
+        self.observers.add(self.running)
         self.observers.add(LogObserver())
-        self.observers.add(StepEvents(app))
+        self.observers.add(StepEvents(app, lambda: self.codec.seal.is_set))
         self.observers.add(DjangoConnections())
         self.observers.add(StepErrors())
         #: The node of this worker's main process, while there is one.
@@ -82,7 +86,8 @@ class Installation:
         """How values are stored."""
         conf = self.app.conf
         serializer = self.config.serializer or conf.task_serializer
-        return Codec.of(serializer, conf.accept_content, self.config.max_payload, conf.task_compression)
+        seal = Seal.of(self.config.payload_codec)
+        return Codec.of(serializer, conf.accept_content, self.config.max_payload, conf.task_compression, seal)
 
     @cached_property
     def store(self) -> Store:

@@ -20,6 +20,7 @@ from .exceptions import DatabaseUnavailable, WorkflowConflict, WorkflowNotFound
 from .handle import WorkflowHandle
 from .installation import Installation, find
 from .outboxes import current, forbid_in_outbox
+from .publisher import announced
 from .store import Fork
 from .store.rows import StoredMessage
 
@@ -250,7 +251,9 @@ def _forked(installation: Installation, forks: Sequence[Fork]) -> dict[str, date
 
 def _under(installation: Installation, message: StoredMessage, new_id: str) -> StoredMessage:
     """Return a message for another workflow, which begins anew."""
-    return Envelope.of_stored(message).under(new_id, accept=installation.codec.accept).stored(new_id, 0)
+    envelope = Envelope.of_stored(message).under(new_id, installation.codec)
+    with announced(installation, envelope, forked_from=message.workflow_id):
+        return envelope.stored(new_id, 0)
 
 
 def _cut(installation: Installation, workflow_id: str, from_step: str | None) -> int:

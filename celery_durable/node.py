@@ -114,7 +114,7 @@ class Node(Loop):
         self.bell.ring()
 
     def leave_to_others(self, workflow_id: Any) -> None:
-        """This worker has taken a message whose task it hasn't got."""
+        """This worker has taken a message that it can't read, or whose task it hasn't got."""
         if is_id(workflow_id):
             self._left.add(workflow_id, None)
             self.bell.ring()
@@ -124,7 +124,11 @@ class Node(Loop):
         self._timer_due = min(self._timer_due, time.monotonic() + seconds)
         self.bell.ring()
 
-    # What the worker tells.
+    # What the worker asks and tells.
+
+    def requests(self) -> list[Any]:
+        """Return the requests that are in execution here, the one that has run longest first."""
+        return self._registry.requests()
 
     def watch_pool(self, pids: Callable[[], set[int]], notice_deaths: Callable[[], None]) -> None:
         """Watch the pool's processes, and tell it at once when one has died. A green pool has none."""
@@ -233,7 +237,7 @@ class Node(Loop):
     def _cancel(self) -> None:
         with self._revoked.taken() as revoked:
             if revoked:
-                verdict = self._installation.codec.encode_error(WorkflowCancelledError("The workflow was revoked."))
+                verdict = self._installation.codec.verdict(WorkflowCancelledError("The workflow was revoked."))
                 ids = self._store.workflows.cancel(revoked, verdict=verdict, patience=_NO_PATIENCE)
                 if ids:
                     self._recovery.notify()

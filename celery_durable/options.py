@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 from celery import Task
 from celery.canvas import Signature
@@ -30,12 +30,65 @@ MAX_NAME = 255
 _COUNTED = re.compile(r"(#\d+|\])$")
 _BACKOFF_OPTIONS = ("retry_backoff", "retry_backoff_max", "retry_backoff_rate", "retry_jitter")
 _RETRY_OPTIONS = ("max_retries", *_BACKOFF_OPTIONS)
-STEP_OPTIONS = (
-    "autoretry_for", "dont_autoretry_for", "retry_if", "max_retries", "retry_backoff", "retry_backoff_rate",
-    "retry_backoff_max", "retry_jitter", "default_retry_delay", "retry_kwargs", "throws", "soft_time_limit",
-    "time_limit", "cancellable", "atomic", "serializer", "compression",
-)  # fmt: skip
-WORKFLOW_OPTIONS = ("workflow_timeout", "max_recovery_attempts", "on_cancel")
+
+
+class StepOptions(TypedDict, total=False):
+    """What a step may be declared with, by Celery's names where Celery has one; durations: seconds or timedelta."""
+
+    #: Errors that are tried again. ``@step`` and ``as_step`` of a function that have ``max_retries`` alone: any
+    #: ``Exception``.
+    autoretry_for: tuple[type[BaseException], ...]
+    #: Errors that aren't, whatever else says so.
+    dont_autoretry_for: tuple[type[BaseException], ...]
+    #: A function of the error: true tries again.
+    retry_if: Callable[[BaseException], bool] | None
+    #: Retries after the first run; ``None``: for ever. 3 where ``autoretry_for``, ``retry_if`` or ``retry_backoff`` is
+    #: given.
+    max_retries: int | None
+    #: The first delay; ``True`` is 1.
+    retry_backoff: bool | float | timedelta | None
+    #: Each delay is so many times the last; 1.0 is a fixed interval.
+    retry_backoff_rate: float
+    #: The longest delay.
+    retry_backoff_max: float | timedelta
+    #: Anything between 0 and the delay, as Celery does it.
+    retry_jitter: bool
+    #: The delay without ``retry_backoff``.
+    default_retry_delay: float | timedelta
+    #: Celery's other place for ``max_retries`` and ``countdown``.
+    retry_kwargs: Mapping[str, Any] | None
+    #: Expected errors: logged without alarm.
+    throws: tuple[type[BaseException], ...]
+    #: Per try; raises ``StepTimeout`` in the body.
+    soft_time_limit: float | timedelta | None
+    #: Per try; ends the process.
+    time_limit: float | timedelta | None
+    #: Cancelling the workflow, or its deadline, interrupts the body.
+    cancellable: bool
+    #: Body and outcome are one transaction: ``True`` in the workflows' database, an alias of Django's, an engine or
+    #: sessionmaker of SQLAlchemy's.
+    atomic: bool | str | Any
+    #: kombu's, for this step's results; ``None``: the setting ``durable_serializer``.
+    serializer: str | None
+    #: kombu's, for this step's results; ``None``: the app's ``task_compression``.
+    compression: str | None
+
+
+class WorkflowOptions(TypedDict, total=False):
+    """What a workflow may be declared with besides Celery's own options."""
+
+    #: From the first start to completion, waits included; then it is CANCELLED. Also for one call, by ``apply_async``.
+    #: A child has its parent's if that ends earlier.
+    workflow_timeout: float | timedelta | None
+    #: Crashes since the last new checkpoint that are survived; one more, and it is DEAD. ``None``: the setting
+    #: ``durable_max_recovery_attempts``.
+    max_recovery_attempts: int | None
+    #: The signature of what is started when it becomes CANCELLED or DEAD. Also for one call, by ``apply_async``.
+    on_cancel: Signature | None
+
+
+STEP_OPTIONS = tuple(StepOptions.__annotations__)
+WORKFLOW_OPTIONS = tuple(WorkflowOptions.__annotations__)
 #: What ``as_step`` takes over of a Celery task.
 _OF_A_TASK = STEP_OPTIONS[: STEP_OPTIONS.index("throws") + 1]
 #: Celery's own options, as its documentation lists them; those that are easily meant otherwise are left out.

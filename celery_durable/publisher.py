@@ -37,6 +37,7 @@ from .exceptions import ConfigurationError, DatabaseUnavailable, WorkflowConflic
 from .installation import Installation, installed_on
 from .outboxes import Box
 from .outboxes import current as current_box
+from .seal import HIDDEN
 from .store import Birth
 from .store.rows import Checkpoint, Published
 from .text import printable
@@ -83,22 +84,19 @@ class RowFirst:
             self._pass_on(body, options)
             return
         envelope = self._envelope(body, options)
-        workflow_id = str(envelope.headers["id"])
-        observers = self._installation.observers
-        observers.tell("publishing", workflow_id)
-        published = self._write(birth_of(self._installation, envelope, workflow_id, self._start))
-        self.started = published.holder or workflow_id
-        observers.tell("published", workflow_id)
-        if published.born and published.published_at is not None:
-            self._send(workflow_id, envelope, published.published_at)
+        with announced(self._installation, envelope) as workflow_id:
+            published = self._write(birth_of(self._installation, envelope, workflow_id, self._start))
+            self.started = published.holder or workflow_id
+            self._installation.observers.tell("published", workflow_id)
+            if published.born and published.published_at is not None:
+                self._send(workflow_id, envelope, published.published_at)
 
     def revive(self, connection: Any) -> None:
         """Nothing: Celery does this before it tries a publish again."""
 
     def _envelope(self, body: Any, options: dict[str, Any]) -> Envelope:
         app = self._installation.app
-        envelope = Envelope.of_publish(body, options, app.conf.task_serializer)
-        self._installation.codec.check_size(envelope.body, f"The message of the task {envelope.headers.get('task')}")
+        envelope = Envelope.of_publish(body, options, app.conf.task_serializer).packed(self._installation.codec)
         ours = {} if self._start.timeout is None else {TIMEOUT_HEADER: self._start.timeout}
         return envelope.changed(ignore_result=self._start.ignore_result, **ours)
 
@@ -130,7 +128,7 @@ class RowFirst:
         except Exception as error:  # noqa: BLE001 - every transport and backend has its own errors
             logger.warning(
                 "The workflow %s is stored, but its message couldn't be sent (%r); recovery sends it.",
-                workflow_id, error,
+                workflow_id, error, extra={"workflow_id": workflow_id},
             )  # fmt: skip
             self._installation.store.workflows.unsent([workflow_id], patience=CALLER_PATIENCE)
         else:
@@ -167,6 +165,10 @@ class OfChild(RowFirst):
     def __init__(self, installation: Installation, start: Start, producer: Any, call: Call) -> None:
         super().__init__(installation, start, producer)
         self._call = call
+
+    def _envelope(self, body: Any, options: dict[str, Any]) -> Envelope:
+        envelope = super()._envelope
+        return self._call.or_later(lambda: envelope(body, options))
 
     def _write(self, birth: Birth) -> Published:
         call, attempt = self._call, self._call.attempt
@@ -208,8 +210,8 @@ class Unpublished(RowFirst):
         """Keep the first message; what follows is a monitoring event."""
         if self.started is None:
             self.envelope = self._envelope(body, options)
-            self.started = str(self.envelope.headers["id"])
-            self.birth = birth_of(self._installation, self.envelope, self.started, self._start)
+            with announced(self._installation, self.envelope) as self.started:
+                self.birth = birth_of(self._installation, self.envelope, self.started, self._start)
 
 
 class Captured:
@@ -227,8 +229,9 @@ class Captured:
     def publish(self, body: Any, **options: Any) -> None:
         """Keep the first message; what follows is a monitoring event."""
         if self.envelope is None:
-            envelope = Envelope.of_publish(body, options, self._installation.app.conf.task_serializer)
-            self.envelope = envelope.changed(ignore_result=self._ignore_result)
+            installation = self._installation
+            envelope = Envelope.of_publish(body, options, installation.app.conf.task_serializer)
+            self.envelope = envelope.changed(ignore_result=self._ignore_result).packed(installation.codec)
 
 
 class Publication:
@@ -253,7 +256,10 @@ class Publication:
         # With a result to come, Celery would ask the result backend before the row is written, and a dead
         # backend would fail the start; the producer asks it afterwards, and puts the header right.
         self.options["ignore_result"] = True
-        start = self._start(max_crashes)
+        if self.installation.codec.seal.is_set:
+            # In the message's headers, and in Celery's event of its sending.
+            self.options = {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN, **self.options}
+        start = self._start(max_crashes) if call is None else call.or_later(lambda: self._start(max_crashes))
         self.delay = start.delay
         producer = producer or self.options.pop("publisher", None)
         self.options.pop("connection", None)
@@ -315,6 +321,21 @@ class Unpublishing:
         """Return the producer."""
         self.kept = Unpublished(installation, start)
         return self.kept
+
+
+@contextmanager
+def announced(installation: Installation, envelope: Envelope, forked_from: str | None = None) -> Iterator[str]:
+    """Give the id of a workflow that is born in the block; observers may add to the headers of its message before."""
+    tell, workflow_id = installation.observers.tell, str(envelope.headers["id"])
+    raised: BaseException | None = None
+    try:
+        tell("publishing", workflow_id, envelope.headers, forked_from)
+        yield workflow_id
+    except BaseException as error:
+        raised = error
+        raise
+    finally:
+        tell("publish_ended", workflow_id, raised)
 
 
 def start_by_message(task: Any, *, max_crashes: int, ignore_result: bool) -> Start:

@@ -21,6 +21,8 @@ from .store.rows import StoredMessage
 
 logger = logging.getLogger("celery_durable.recovery")
 
+#: What a sweep does, in this order; each is a method of Recovery.
+DUTIES = ("rescue", "expire", "cancel", "tell", "notify", "wake", "redispatch", "republish", "prune")
 BATCH = 100
 #: What one sweep does of one duty; the rest is left to the next sweep, so that no duty waits behind another.
 MOST_BATCHES = 10
@@ -51,21 +53,10 @@ class Recovery:
 
         A duty that fails is logged and left to the next sweep: nothing that it had begun is half done.
         """
-        duties: dict[str, Callable[[], int]] = {
-            "rescue": self.rescue,
-            "expire": self.expire,
-            "cancel": self.cancel,
-            "tell": self.tell,
-            "notify": self.notify,
-            "wake": self.wake,
-            "redispatch": self.redispatch,
-            "republish": self.republish,
-            "prune": self.prune,
-        }
-        found = {}
-        for name, duty in duties.items():
+        found: dict[str, int] = {}
+        for name in DUTIES:
             try:
-                found[name] = duty()
+                found[name] = getattr(self, name)()
             except DatabaseUnavailable as error:
                 logger.warning("The recovery duty %r failed; the next sweep does it. %s", name, error)
             except Exception:
@@ -143,10 +134,13 @@ class Recovery:
                 patience=self.patience,
             )
             for workflow_id, state in rows:
+                named = {"workflow_id": workflow_id}
                 if state == states.DEAD:
-                    logger.error("The workflow %s is DEAD: too many crashes without a completed step.", workflow_id)
+                    logger.error(
+                        "The workflow %s is DEAD: too many crashes without a completed step.", workflow_id, extra=named
+                    )
                 else:
-                    logger.warning("The workflow %s lost its worker and is enqueued again.", workflow_id)
+                    logger.warning("The workflow %s lost its worker and is enqueued again.", workflow_id, extra=named)
             yield [workflow_id for workflow_id, _ in rows]
             if len(rows) < BATCH:
                 return
@@ -231,4 +225,4 @@ class Recovery:
         return count
 
     def _verdict(self, error: Exception) -> Payload:
-        return self.engine.codec.encode_error(error)
+        return self.engine.codec.verdict(error)

@@ -21,7 +21,7 @@ from celery.worker.state import task_ready
 from .config import LONGEST, seconds
 from .envelope import HEADER, TIMEOUT_HEADER, is_id
 from .installation import registered
-from .step_events import WATCHED_PROPERTY, sends_task_events
+from .step_events import WATCHED_PROPERTY, sends_task_events, without_values
 from .text import printable
 
 NODE_PROPERTY = "durable_node"
@@ -78,6 +78,20 @@ class DurableRequest(Request):
         header = self._request_dict.get(HEADER)
         return header if isinstance(header, dict) else {}
 
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell monitors of this request; of values only where there is no payload codec."""
+        super().send_event(type, **(without_values(fields) if self._hides_values else fields))
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """Return what ``celery inspect`` shows of this request: with a payload codec, without the arguments."""
+        shown: dict[str, Any] = super().info(safe=safe or self._hides_values)
+        return shown
+
+    @property
+    def _hides_values(self) -> bool:
+        installation = registered(self._app)
+        return installation is not None and installation.codec.seal.is_set
+
     def revoked(self) -> bool:
         """Only what this request itself was told counts: a resumed workflow has an id that Celery may remember
         as revoked, and whether ``expires`` still matters is seen at the claim.
@@ -89,8 +103,9 @@ class DurableRequest(Request):
         super().on_accepted(pid, time_accepted)
         if self.node is None:
             return
-        if (published := _published(self.durable)) is not None:
-            self.node.accepted(printable(str(self.durable.get("queue"))), published)
+        if (published := published_at(self.durable)) is not None:
+            stamp = published.isoformat(timespec="microseconds")
+            self.node.accepted(printable(str(self.durable.get("queue"))), stamp)
         timeout = self._request_dict.get(TIMEOUT_HEADER) if self.durable else self._declared_timeout()
         if isinstance(timeout, int | float) and 0 < timeout < LONGEST:
             self.node.wake_in(timeout)
@@ -150,13 +165,12 @@ class DurableRequest(Request):
             self.node.ended(self, delivered=delivered)
 
 
-def _published(header: dict[str, Any]) -> str | None:
-    """Return when a message was published; what isn't a time is left out, as the database would refuse it."""
+def published_at(header: dict[str, Any]) -> datetime | None:
+    """Return when a message was published, by the database's clock; what isn't a time is left out."""
     try:
-        published = datetime.fromisoformat(str(header.get("published"))).astimezone(timezone.utc)
+        return datetime.fromisoformat(str(header.get("published"))).astimezone(timezone.utc)
     except (ValueError, OverflowError):
         return None
-    return published.isoformat(timespec="microseconds")
 
 
 def _check_name(name: Any) -> None:
@@ -282,6 +296,12 @@ class Registry:
         """Tell whether a request of this workflow is in execution here."""
         with self._lock:
             return any(request.id == workflow_id for request in self._requests)
+
+    def requests(self) -> list[Any]:
+        """Return those that a process of the pool has accepted, in that order."""
+        with self._lock:
+            accepted = [request for request in self._requests if request.time_start is not None]
+        return sorted(accepted, key=lambda request: request.time_start)
 
     def of_process(self, pid: int) -> list[Any]:
         """Return the requests that a pool process has."""

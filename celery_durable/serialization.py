@@ -1,11 +1,13 @@
 """Values and errors as bytes, and back: values through kombu's registries of serializers and compressions.
 
 What is read back isn't trusted: only content types that the app accepts are decoded, and a compressed value is only
-expanded so far. An error is JSON, whatever the app accepts.
+expanded so far. An error is JSON, whatever the app accepts. With a payload codec all of it is sealed at last; what was
+written without one is still read.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -22,10 +24,13 @@ from kombu.serialization import dumps, loads, prepare_accept_content, registry
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import dumps as json_dumps
 
-from .errors import decode_error, encode_error
-from .exceptions import ConfigurationError, PayloadTooLarge, SerializationError
+from .errors import TryError, decode_error, decode_errors, encode_error, sealed_line, sealed_part, unread_line
+from .exceptions import CodecError, ConfigurationError, PayloadTooLarge, SerializationError
+from .seal import NO_SEAL, Seal
 from .shapes import MODES, Mode, Shape, advice_on, fields_of
-from .text import printable, summary
+from .text import printable, qualname_of, summary
+
+logger = logging.getLogger("celery_durable")
 
 JSON = "application/json"
 #: Smaller values aren't compressed.
@@ -35,6 +40,10 @@ MOST_EXPANSION = 16
 #: Characters.
 LONGEST_HEADLINE = 200
 _CONTENT_TYPE = re.compile(r"(.+?)(?:; compression=([^;]+))?(?:; shape=(json|python))?", re.DOTALL)
+_SEALED = "; codec=payload"
+_DIGEST_SIZE = 8
+#: Stands before what is sealed of a call's arguments, so that no such thing has the size of a digest.
+_SEALED_NOTE = b"="
 #: How to expand only so far what kombu's decoders expand without bounds; a Python may lack a library.
 _BOUNDED: list[tuple[Any, Callable[[], Any]]] = [
     (module.decompress, getattr(module, maker))
@@ -48,11 +57,16 @@ class Payload:
     """A serialized value as it is stored; no content type means JSON.
 
     How else it was written is in the parameters of the type: ``application/json; compression=application/x-gzip;
-    shape=json``.
+    shape=json; codec=payload``.
     """
 
     data: bytes
     content_type: str | None = None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it has passed a payload codec."""
+        return _is_sealed(self.content_type)
 
     @property
     def is_shaped(self) -> bool:
@@ -73,10 +87,16 @@ class Codec:
     max_payload: int
     #: The content type of one of kombu's compressions.
     compression: str | None = None
+    seal: Seal = NO_SEAL
 
     @classmethod
     def of(
-        cls, serializer: str, accept_content: Iterable[str] | None, max_payload: int, compression: str | None = None
+        cls,
+        serializer: str,
+        accept_content: Iterable[str] | None,
+        max_payload: int,
+        compression: str | None = None,
+        seal: Seal = NO_SEAL,
     ) -> Codec:
         """Build from the app's settings; raise ConfigurationError if one doesn't fit the others."""
         try:
@@ -98,7 +118,7 @@ class Codec:
                 f"The serializer {serializer!r} isn't in accept_content, so nothing that it writes could be read "
                 "back: add it there, or set durable_serializer, or the task's serializer, to one of the accepted."
             )
-        return cls(serializer, accept, max_payload, _known_compression(compression))
+        return cls(serializer, accept, max_payload, _known_compression(compression), seal)
 
     def using(self, serializer: str | None, compression: str | None) -> Codec:
         """Return the codec of a task with options of its own, None for ours; raise ConfigurationError."""
@@ -141,17 +161,74 @@ class Codec:
             )
 
     def decode(self, payload: Payload, what: str, shape: Shape | None = None) -> Any:
-        """Return the stored value; raise SerializationError if it can't be read.
+        """Return the stored value; raise SerializationError if it can't be read, CodecError if the seal is why.
 
         Without a shape, what was written with one is plain data.
         """
+        payload = self.opened(payload, what)
         try:
-            content_type, compression, mode = _written_as(payload)
-            raw = payload.data if compression is None else self._expanded(payload.data, compression)
+            raw, content_type, mode = self._unpacked(payload)
             data = self._loaded(raw, content_type)
             return data if shape is None or mode is None else shape.load(data, mode)
         except Exception as error:
             raise SerializationError(f"{what} can't be read back ({summary(error)}).") from error
+
+    def opened(self, payload: Payload, what: str) -> Payload:
+        """Return a payload without its seal; raise CodecError if that can't be opened here."""
+        if not payload.is_sealed:
+            return payload
+        content_type = cast(str, payload.content_type).removesuffix(_SEALED)
+        return Payload(self.seal.decode(payload.data, what), None if content_type == JSON else content_type)
+
+    def seal_message(self, body: bytes, content_type: str, compression: str | None, what: str) -> Payload:
+        """Compress and seal the body of a message, which is sent as it is stored.
+
+        Raises CodecError, PayloadTooLarge, and ConfigurationError for a compression that isn't known.
+        """
+        return self.using(None, compression)._stored(body, content_type, what)
+
+    def open_message(
+        self, body: Any, content_type: str | None, content_encoding: str | None, what: str
+    ) -> tuple[Any, str | None, str | None]:
+        """Return a message's body, content type and encoding as they were before it was sealed; others as they are.
+
+        Raises CodecError, and SerializationError for a body that can't be expanded.
+        """
+        if not _is_sealed(content_type):
+            return body, content_type, content_encoding
+        sealed = Payload(body.encode() if isinstance(body, str) else body, content_type)
+        try:
+            raw, inner_type, _ = self._unpacked(self.opened(sealed, what))
+        except CodecError:
+            raise
+        except Exception as error:
+            raise SerializationError(f"{what} can't be read back ({summary(error)}).") from error
+        return raw, inner_type, _encoding_of(inner_type)
+
+    def load_message(self, body: Any, content_type: str | None, content_encoding: str | None, what: str) -> Any:
+        """Return what a message's body says; raises CodecError, and what kombu raises for one that can't be read."""
+        return loads(*self.open_message(body, content_type, content_encoding, what), accept=self.accept)
+
+    def note(self, text: str, digest: bytes) -> tuple[str | None, bytes]:
+        """Return what is kept of a call's arguments: a text for people, and their digest.
+
+        They are sealed together: who knows a few values that may have been passed could guess by the digest which.
+        Raises CodecError.
+        """
+        if not self.seal.is_set:
+            return text, digest
+        return None, _SEALED_NOTE + self.seal.encode(digest + text.encode(), "What is kept of a call's arguments")
+
+    def read_note(self, text: str | None, digest: bytes | None) -> tuple[str | None, bytes | None]:
+        """Return what ``note`` was given; raise CodecError if it can't be read."""
+        if digest is None or len(digest) == _DIGEST_SIZE or not digest.startswith(_SEALED_NOTE):
+            return text, digest
+        plain = self.seal.decode(digest.removeprefix(_SEALED_NOTE), "What is kept of a call's arguments")
+        return plain[_DIGEST_SIZE:].decode(errors="replace"), plain[:_DIGEST_SIZE]
+
+    def _unpacked(self, payload: Payload) -> tuple[bytes, str, Mode | None]:
+        content_type, compression, mode = _written_as(payload)
+        return payload.data if compression is None else self._expanded(payload.data, compression), content_type, mode
 
     def _serialized(self, value: Any) -> tuple[bytes, str]:
         content_type, _, data = dumps(value, serializer=self.serializer)
@@ -168,6 +245,8 @@ class Codec:
             compressed = self._compressed(raw, self.compression, what)
             if len(compressed) < len(raw):
                 raw, parameters = compressed, f"; compression={self.compression}{parameters}"
+        if self.seal.is_set:
+            raw, parameters = self.seal.encode(raw, what), parameters + _SEALED
         self.check_size(raw, what)
         return Payload(raw, None if content_type == JSON and not parameters else content_type + parameters)
 
@@ -200,21 +279,62 @@ class Codec:
         """Describe an exception so that ``decode_error`` can rebuild it; never raises.
 
         ``at`` is when it was raised, ``took`` how many seconds the try had taken.
-        Of one that ``max_payload`` forbids the attributes are left out, then the arguments and most of the text.
+        Of one that ``max_payload`` forbids the attributes are left out, then the arguments and most of the text. Of one
+        that can't be sealed only the class is kept, and the rest is in the log.
         """
-        return Payload(encode_error(error, self.max_payload, at, took))
+        if not self.seal.is_set:
+            return Payload(encode_error(error, self.max_payload, at, took))
+        try:
+            return Payload(self._sealed_error(error, at, took))
+        except CodecError as broken:
+            logger.error("An error couldn't be encoded; only its class is kept: %s", broken, exc_info=error)
+            lost = CodecError(f"{qualname_of(type(error))}, which durable_payload_codec couldn't encode: see the log.")
+            return Payload(encode_error(lost, self.max_payload, at, took))
+
+    def verdict(self, error: Exception) -> Payload:
+        """Describe an error of our own, which has no value of the app's in it: never sealed, whoever gives it."""
+        return Payload(encode_error(error, self.max_payload))
+
+    def _sealed_error(self, error: BaseException, at: datetime | None, took: float | None) -> bytes:
+        limit, most = self.max_payload, self.max_payload // 4
+        while True:
+            line = encode_error(error, limit, at, took)
+            sealed = sealed_line(line, self.seal.encode(line, "An error"))
+            if len(sealed) <= self.max_payload or limit <= most:
+                return sealed
+            limit //= 2
 
     def headline(self, error: BaseException) -> str:
-        """Return the beginning of an error, which lists of workflows show and are searched for."""
-        return printable(summary(error), LONGEST_HEADLINE)
+        """Return the beginning of an error, which lists of workflows show and are searched for; of a sealed one only
+        the class.
+        """
+        return printable(qualname_of(type(error)) if self.seal.is_set else summary(error), LONGEST_HEADLINE)
 
     def rebuilt(self, error: BaseException) -> Exception:
         """Return an error as it is when it was stored and read back; one that is no Exception is a StepError then."""
-        return self.decode_error(self.encode_error(error))
+        return decode_error(encode_error(error, self.max_payload))
 
     def decode_error(self, payload: Payload) -> Exception:
-        """Rebuild an exception: by its class if that can be imported, else as a StepError."""
-        return decode_error(payload.data)
+        """Rebuild an exception: by its class if that can be imported, else as a StepError.
+
+        Raises CodecError if it was sealed and can't be opened here.
+        """
+        return decode_error(self.opened_error(payload.data))
+
+    def decode_errors(self, log: bytes | None) -> tuple[TryError, ...]:
+        """Return what a log of failed tries tells; of what can't be opened here, the classes and times."""
+        return decode_errors(b"\n".join(map(self._readable, (log or b"").splitlines())))
+
+    def opened_error(self, line: bytes) -> bytes:
+        """Return the line of an error without its seal; raise CodecError if that can't be opened here."""
+        sealed = sealed_part(line)
+        return line if sealed is None else self.seal.decode(sealed, "An error")
+
+    def _readable(self, line: bytes) -> bytes:
+        try:
+            return self.opened_error(line)
+        except CodecError as error:
+            return unread_line(line, str(error))
 
 
 def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -226,13 +346,15 @@ def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         text = _canonical([args, kwargs])
     except Exception:  # noqa: BLE001 - any object may refuse in its own way; then each argument alone
         text = json_dumps([[_comparable(arg) for arg in args], {k: _comparable(v) for k, v in sorted(kwargs.items())}])
-    return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=_DIGEST_SIZE).digest()
 
 
 @lru_cache(maxsize=64)
 def _with_options(codec: Codec, serializer: str | None, compression: str | None) -> Codec:
     """Return the codec of a task with options of its own, which is asked for at every call of a step."""
-    return Codec.of(serializer or codec.serializer, codec.accept, codec.max_payload, compression or codec.compression)
+    return Codec.of(
+        serializer or codec.serializer, codec.accept, codec.max_payload, compression or codec.compression, codec.seal
+    )
 
 
 def _known_compression(compression: str | None) -> str | None:
@@ -254,9 +376,13 @@ def _decoder(compression: str) -> Callable[[bytes], bytes]:
 
 def _written_as(payload: Payload) -> tuple[str, str | None, Mode | None]:
     """Return a payload's content type alone, its compression, and the mode of its shape."""
-    match = _CONTENT_TYPE.fullmatch(payload.content_type or JSON)
+    match = _CONTENT_TYPE.fullmatch((payload.content_type or JSON).removesuffix(_SEALED))
     assert match is not None, "one character is enough"
     return match[1], match[2], cast("Mode | None", match[3])
+
+
+def _is_sealed(content_type: str | None) -> bool:
+    return content_type is not None and content_type.endswith(_SEALED)
 
 
 @lru_cache(maxsize=64)

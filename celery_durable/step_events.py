@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
@@ -24,7 +25,8 @@ from kombu.exceptions import EncodeError
 from .broker import PATIENCE, SHORT_TRY, connection_for_write
 from .config import Config
 from .engine.observer import Observer, StepReport
-from .text import printable
+from .seal import HIDDEN
+from .text import printable, qualname_of
 
 logger = logging.getLogger("celery_durable")
 
@@ -44,6 +46,8 @@ _AT_END = 1.0
 _TYPES = {"SUCCESS": "task-succeeded", "FAILURE": "task-failed", "RETRY": "task-retried"}
 
 _Event = dict[str, Any]
+#: What of an event shows values of the app's.
+_VALUES = {"args", "kwargs", "result", "exception", "traceback"}
 
 
 def is_watched(request: Any, config: Config) -> bool:
@@ -58,8 +62,21 @@ def sends_task_events(dispatcher: Any) -> bool:
     return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups))
 
 
-def event_of(report: StepReport) -> _Event:
-    """Return a monitoring event, but for what is added when it leaves."""
+def without_values(event: _Event) -> _Event:
+    """Return a monitoring event as others than the app may see it."""
+    return {name: HIDDEN if name in _VALUES else value for name, value in event.items()}
+
+
+def event_of(report: StepReport, *, hidden: bool = False) -> _Event:
+    """Return a monitoring event, but for what is added when it leaves; ``hidden``: without any value."""
+    event = _event_of(report)
+    if not hidden:
+        return event
+    told = {} if report.error is None else {"exception": f"{qualname_of(type(report.error))}({HIDDEN})"}
+    return {**without_values(event), **told}
+
+
+def _event_of(report: StepReport) -> _Event:
     event = {
         "type": _TYPES[report.state],
         "uuid": report.id,
@@ -83,8 +100,9 @@ def event_of(report: StepReport) -> _Event:
 class StepEvents(Observer):
     """Shows each executed step as a task, a child of its workflow's."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, hides_values: Callable[[], bool] = lambda: False) -> None:
         self._app = app
+        self._hides_values = hides_values
         #: By process: a fork inherits its parent's, whose thread it hasn't got and whose connection it mustn't use.
         self._outboxes: dict[int, _Outbox] = {}
         # A pool process ends without Python's own clean-up.
@@ -92,10 +110,12 @@ class StepEvents(Observer):
         signals.worker_shutdown.connect(self._leave)
 
     def step_ended(self, report: StepReport) -> None:
-        """Let the step be shown soon."""
+        """Let the step be shown soon, if somebody watches."""
+        if not report.watched:
+            return
         pid = os.getpid()
         outbox = self._outboxes.get(pid) or self._outboxes.setdefault(pid, _Outbox(self._app))
-        outbox.add(event_of(report))
+        outbox.add(event_of(report, hidden=self._hides_values()))
 
     def _leave(self, **kwargs: Any) -> None:
         outbox = self._outboxes.pop(os.getpid(), None)

@@ -116,16 +116,27 @@ def _of_wait(step: StepInfo, end: datetime) -> Iterator[Bar]:
 
 def _of_tries(step: StepInfo, end: datetime) -> Iterator[Bar]:
     failed = [error for error in step.errors if error.at is not None]
+    has_settled = step.state == "FAILURE" and _has_last_error(step)
     since: datetime | None = None
     for number, error in enumerate(failed, start=1):
         assert error.at is not None
         started_at = error.started_at or since or step.started_at
         if since is not None:
             yield from _stretch("wait", since, started_at)
-        is_last = step.state == "FAILURE" and number == len(failed) and error.at >= step.started_at
+        is_last = has_settled and number == len(failed)
         yield Bar("try", min(started_at, error.at), error.at, "FAILURE" if is_last else "RETRY", _told(error))
         since = error.at
-    yield from _last_try(step, since, end)
+    if not has_settled:
+        yield from _last_try(step, since, end)
+
+
+def _has_last_error(step: StepInfo) -> bool:
+    """Tell whether the error that has settled a failed step is among its errors, or is too large to be loaded.
+
+    A database that was busy has heard of it late, so it may lie before the start that was reckoned back from there.
+    """
+    last = step.errors[-1].at if step.errors else None
+    return last is not None and (step.error is not None or last >= step.started_at)
 
 
 def _last_try(step: StepInfo, since: datetime | None, end: datetime) -> Iterator[Bar]:

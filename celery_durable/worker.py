@@ -34,6 +34,7 @@ class NodeStep(bootsteps.StartStopStep):
         check_eventlet()
         self._installation.engine  # noqa: B018 - builds the settings, the codec and the store
         check_serializers(self._installation)
+        self._installation.running.share()  # the pool isn't forked yet
         return self
 
     def start(self, worker: Any) -> None:
@@ -43,7 +44,7 @@ class NodeStep(bootsteps.StartStopStep):
             node.watch_pool(lambda: _pool_pids(worker), lambda: _notice_deaths(worker))
         node.start()
         self._installation.node = node
-        _hear_revoke()
+        _hear_commands()
         signals.worker_shutting_down.connect(self._shutting_down, weak=False)
         _before(worker, "wait_for_soft_shutdown", node.drain)
         # Celery stops this step before its pool has ended; the node is needed until then.
@@ -96,7 +97,7 @@ class UnknownTaskStep(bootsteps.StartStopStep):
                 return
             logger.warning(
                 "The task %s of workflow %s isn't registered on this worker: the workflow waits for one that has it.",
-                headers.get("task"), headers.get("id"),
+                headers.get("task"), headers.get("id"), extra={"workflow_id": headers.get("id")},
             )  # fmt: skip
             message.ack_log_error(logger, consumer.connection_errors)
             node = installed_on(consumer.app).node
@@ -107,10 +108,12 @@ class UnknownTaskStep(bootsteps.StartStopStep):
         consumer.on_unknown_task = on_unknown_task
 
 
-def _hear_revoke() -> None:
-    """Let Celery's ``revoke`` cancel workflows in the database, too, before it ends a process."""
+def _hear_commands() -> None:
+    """Learn our own commands; let ``revoke`` cancel workflows in the database, too, before it ends a process."""
     # Imported by a worker only: it brings most of Celery's worker along.
     from celery.worker.control import Panel
+
+    from . import control  # noqa: F401 - brings our own commands
 
     original_command = Panel.data["revoke"]
     if getattr(original_command, "durable", False):

@@ -177,7 +177,7 @@ class Attempt:
     root_id: str = ""
     #: Host name of the node, as Celery has it.
     worker: str = ""
-    #: Somebody wants to be told of every step.
+    #: Somebody watches Celery's monitoring events.
     watched: bool = False
     #: This is a pool process, which a hard time limit may kill.
     killable: bool = False
@@ -351,7 +351,9 @@ class Attempt:
         try:
             self.over = self.end_of(self.standing(0))
         except Exception as error:  # noqa: BLE001 - only a question: the step goes on, and is judged at its end
-            logger.warning("Whether the workflow %s is cancelled can't be seen now: %s", self.id, error)
+            # This thread isn't one of the workflow's.
+            named = {"workflow_id": self.id}
+            logger.warning("Whether the workflow %s is cancelled can't be seen now: %s", self.id, error, extra=named)
         finally:
             self.asked_at = boot_time()
 

@@ -8,12 +8,34 @@ make durable calls. ``HOOKS`` lists them in the order in which the life of a wor
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..exceptions import SoftTimeLimitExceeded
 
+if TYPE_CHECKING:
+    from .waiting import StepCall
+
 logger = logging.getLogger("celery_durable")
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """An attempt, for those who show it."""
+
+    workflow_id: str
+    root_id: str
+    #: Of the workflow's task.
+    name: str
+    #: Its number, from 1.
+    attempt: int
+    #: Host name of the node, ``w1@host``.
+    worker: str
+    #: Seconds from the publication of its message to the claim, by the database's clock; None: it doesn't say.
+    lag: float | None
+    #: Crashes since the last new checkpoint.
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +43,8 @@ class StepReport:
     """What a step's try has come to, for those who show it."""
 
     workflow_id: str
+    #: Of the workflow's task.
+    workflow_name: str
     root_id: str
     #: Host name of the node, ``w1@host``.
     worker: str
@@ -40,13 +64,15 @@ class StepReport:
     runtime: float
     #: Wall-clock time, in seconds since the epoch, at which the try began.
     started: float
+    #: Somebody watches Celery's monitoring events.
+    watched: bool
 
 
 class Observer:
     """Does nothing at every hook; override the ones of interest."""
 
-    def publishing(self, workflow_id: str) -> None:
-        """Called before a new workflow's row is written."""
+    def publishing(self, workflow_id: str, headers: MutableMapping[str, Any], forked_from: str | None) -> None:
+        """Called before a new workflow's row is written. What is added to its message's headers is kept with it."""
 
     def published(self, workflow_id: str) -> None:
         """Called when the row is committed, before its message is sent."""
@@ -54,17 +80,29 @@ class Observer:
     def sent(self, workflow_id: str) -> None:
         """Called when the broker has the message."""
 
+    def publish_ended(self, workflow_id: str, error: BaseException | None) -> None:
+        """Called after each ``publishing``, in the same context; ``error`` is what the caller gets."""
+
     def claiming(self, workflow_id: str) -> None:
         """Called before a worker tries to take a workflow."""
 
     def claimed(self, workflow_id: str, attempt: int) -> None:
         """Called when an attempt has begun, before the workflow function runs."""
 
+    def attempt_started(self, report: AttemptReport) -> None:
+        """Called after ``claimed``, with all that is known of the attempt."""
+
     def step_replayed(self, workflow_id: str, key: str) -> None:
         """Called when a step is answered from its checkpoint."""
 
     def step_starting(self, workflow_id: str, key: str) -> None:
         """Called before each try of a step's body."""
+
+    def body_starting(self, workflow_id: str, key: str, call: StepCall) -> None:
+        """Called after ``step_starting``, in the context of the body: what is made current here is current in it."""
+
+    def body_ended(self, workflow_id: str, key: str) -> None:
+        """Called after each ``body_starting``, in the same context, whatever ended the body."""
 
     def step_returned(self, workflow_id: str, key: str) -> None:
         """Called when a body has ended for good, before its checkpoint is written."""
@@ -79,7 +117,7 @@ class Observer:
         """Called when the failed try is committed, before the wait."""
 
     def step_ended(self, report: StepReport) -> None:
-        """Called when a step's try has ended and that is committed; only in attempts that are watched."""
+        """Called when a step's try has ended and that is committed."""
 
     def step_interrupted(self, workflow_id: str, key: str) -> None:
         """Called in the body's thread when a limit or a cancellation has interrupted it, wherever it was."""
@@ -119,6 +157,12 @@ class Observer:
 
     def fenced(self, workflow_id: str) -> None:
         """Called when an attempt finds that another worker owns its workflow."""
+
+    def attempt_ended(self, report: AttemptReport, ending: str) -> None:
+        """Called when the end of an attempt is committed, whatever it is; not when its process dies.
+
+        ``ending`` is a final state, "suspended", "handed over", "retried", or "fenced": another worker has it.
+        """
 
     def confirmed(self, workflow_ids: list[str]) -> None:
         """Called when nothing remains to be done for these finished workflows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import states
 from ..serialization import Payload
@@ -18,6 +18,11 @@ class Completed:
     payload: Payload
     state: str = states.SUCCESS
 
+    @property
+    def ending(self) -> str:
+        """What is told of the attempt's end."""
+        return self.state
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -27,11 +32,17 @@ class Failed:
     payload: Payload
     state: str = states.FAILURE
 
+    @property
+    def ending(self) -> str:
+        """What is told of the attempt's end."""
+        return self.state
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """The workflow waits without a worker."""
 
+    ending: ClassVar[str] = "suspended"
     reason: str
     seconds: float | None
     wakers: Wakers
@@ -41,6 +52,7 @@ class Waiting:
 class Retried:
     """Celery's own retry of the whole workflow; ``request`` is what its tracer raises."""
 
+    ending: ClassVar[str] = "retried"
     request: Exception
     seconds: float
 
@@ -49,15 +61,21 @@ class Retried:
 class Leaving:
     """The worker shuts down; the workflow is handed over."""
 
+    ending: ClassVar[str] = "handed over"
+
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
     """The workflow was cancelled under this attempt."""
 
+    ending: ClassVar[str] = states.CANCELLED
+
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
     """Another worker has the workflow; nothing of this attempt counts any more."""
+
+    ending: ClassVar[str] = "fenced"
 
 
 Outcome = Completed | Failed | Waiting | Retried | Leaving | Stopped | Superseded

@@ -8,6 +8,7 @@ from typing import Any
 from .. import states
 from ..exceptions import (
     Cancelled,
+    CodecError,
     ControlFlow,
     HandedOver,
     PayloadTooLarge,
@@ -16,7 +17,7 @@ from ..exceptions import (
     ends_process,
 )
 from ..store.rows import StoredMessage
-from .context import WHILE_ALIVE, Attempt, Engine, running
+from .context import WHILE_ALIVE, Attempt, Engine, logger, running
 from .outcome import Completed, Failed, Leaving, Outcome, Retried, Stopped, Superseded, Waiting
 from .waiting import NOTHING
 
@@ -122,12 +123,15 @@ def run_again(attempt: Attempt, outcome: Retried, message: StoredMessage | None)
     return outcome if done else _lost(attempt)
 
 
-def _completed(attempt: Attempt, value: Any) -> Completed | Failed:
+def _completed(attempt: Attempt, value: Any) -> Outcome:
     codec, what = attempt.engine.codec, f"The result of workflow {attempt.id}"
     try:
         payload = codec.encode(value, what, attempt.shape)
         # Celery's links and backends get plain data: they know no hint.
         return Completed(codec.decode(payload, what), payload)
+    except CodecError as error:
+        logger.error("The workflow %s waits for a payload codec that can take its result: %s", attempt.id, error)
+        return Waiting("payload codec for the result", attempt.engine.republish_after, NOTHING)
     except (SerializationError, PayloadTooLarge, MemoryError) as error:
         return failed(attempt.engine, error)
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import states
 from ..exceptions import (
+    CodecError,
     ControlFlow,
     DurableError,
     NondeterminismError,
@@ -20,6 +21,7 @@ from ..exceptions import (
     SerializationError,
     StepLost,
     StepTimeout,
+    Suspended,
     ends_process,
 )
 from ..serialization import Codec, Payload, fingerprint
@@ -35,6 +37,7 @@ from .retry import Ended, RetryPolicy, TryAgain, asked_in, call_with_retries
 from .waiting import IN_THREAD, Waiting, complete
 from .watch import watching
 
+T = TypeVar("T")
 Body = Callable[..., Any]
 
 _ATTRIBUTES = vars(BaseException)["__dict__"]
@@ -110,11 +113,9 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.saved = saved = attempt.history.get(self.key)
-        self.fingerprint = fingerprint(args, kwargs)
-        #: The arguments as text; made before the body, which may change them.
-        self.args_text = ""
-        self.check_arguments()
         self.codec: Codec = attempt.engine.codec.using(spec.serializer, spec.compression)
+        self.fingerprint = fingerprint(args, kwargs)
+        self.check_arguments()
         self.seq = attempt.reach(saved)
         self.failed_tries = saved.tries if saved else 0
         self.errors = saved.errors if saved else None
@@ -149,10 +150,13 @@ class Call:
     def check_arguments(self) -> None:
         """Raise NondeterminismError if an earlier attempt has called this step otherwise."""
         saved = self.saved
-        if saved is None or saved.fingerprint is None or saved.fingerprint == self.fingerprint:
+        if saved is None or saved.fingerprint is None:
+            return
+        args, digest = self.or_later(lambda: self.codec.read_note(saved.args, saved.fingerprint))
+        if digest == self.fingerprint:
             return
         error = NondeterminismError(
-            f"{self} was first called with ({saved.args}), and is now called with "
+            f"{self} was first called with ({args}), and is now called with "
             f"({call_repr(self.args, self.kwargs)}): what a workflow passes to a step may only depend on its own "
             "arguments and on other steps."
         )
@@ -161,6 +165,24 @@ class Call:
             return
         self.attempt.nondeterminism = error
         raise error
+
+    @cached_property
+    def note(self) -> tuple[str | None, bytes]:
+        """What is kept of the arguments; a body may change them, so this is made before."""
+        text = call_repr(self.args, self.kwargs)
+        return self.or_later(lambda: self.codec.note(text, self.fingerprint))
+
+    def or_later(self, code: Callable[[], T]) -> T:
+        """Return what this encodes or decodes; where the payload codec can't, the workflow waits until one can.
+
+        That is the state of a process, or of a server of keys. It must not be the outcome of a step.
+        """
+        try:
+            return code()
+        except CodecError as error:
+            logger.error("The workflow %s waits for a payload codec that can go on with it: %s", self.attempt.id, error)
+            wait = Suspended(f"payload codec for {self.key}", self.attempt.engine.republish_after)
+            raise self.attempt.unwind(wait) from error
 
     def replay(self) -> Answer:
         """Answer from the checkpoint of an earlier attempt."""
@@ -171,12 +193,13 @@ class Call:
     def answer(self, checkpoint: Checkpoint, cause: BaseException | None = None) -> Answer:
         """Return what a checkpoint holds."""
         assert checkpoint.payload is not None
+        payload = checkpoint.payload
         if checkpoint.ok:
             try:
-                return Answer(self.decode(checkpoint.payload))
+                return Answer(self.or_later(lambda: self.decode(payload)))
             except SerializationError as unreadable:
                 return Answer(error=unreadable, cause=unreadable.__cause__)
-        error = self.codec.decode_error(checkpoint.payload)
+        error = self.or_later(lambda: self.codec.decode_error(payload))
         _add_note(error, f"Raised by step {self.key!r} of workflow {self.attempt.id}, try {checkpoint.tries}.")
         return Answer(error=error, cause=cause)
 
@@ -184,7 +207,8 @@ class Call:
 
     async def run(self, body: Body, waiting: Waiting) -> Answer:
         """Run the step to its outcome."""
-        self.waiting, self.args_text = waiting, call_repr(self.args, self.kwargs)
+        self.waiting = waiting
+        self.note  # noqa: B018 - made now
         if self.is_lost:
             return await self.settle(Ended(error=self.loss()))
         if self.due_in:
@@ -219,9 +243,14 @@ class Call:
         if self.attempt.is_stale:
             await self.waiting.run(self.attempt.look)
         self.step.attempt = self.failed_tries + 1
-        self.attempt.engine.observers.tell("step_starting", self.attempt.id, self.key)
+        tell = self.attempt.engine.observers.tell
+        tell("step_starting", self.attempt.id, self.key)
         self.began = time.monotonic()
-        return await self.waiting.call(self, body)
+        try:
+            tell("body_starting", self.attempt.id, self.key, self)
+            return await self.waiting.call(self, body)
+        finally:
+            tell("body_ended", self.attempt.id, self.key)
 
     def overrun(self) -> Ended:
         """Return how the try ended that an earlier attempt was killed in."""
@@ -306,7 +335,7 @@ class Call:
         logger.log(
             logging.INFO if isinstance(error, self.spec.throws) else logging.WARNING,
             "Step %s of workflow %s failed in try %d (%r), next in %.3g s.",
-            self.key, attempt.id, self.failed_tries, error, delay,
+            self.key, attempt.id, self.failed_tries, error, delay, extra={"step": self.key},
         )  # fmt: skip
         await self.save_try(delay)
         attempt.engine.observers.tell("try_recorded", attempt.id, self.key)
@@ -361,7 +390,8 @@ class Call:
         if ended.error is not None:
             return self.failure(_error_of(ended))
         try:
-            payload = self.encode(ended.value)
+            # With the transaction of an atomic step its effects are rolled back.
+            payload = (self.encode if self.spec.atomic else self.encode_result)(ended.value)
             return _Outcome(self.checkpoint(payload, ok=True), Answer(self.decode(payload)))
         except (SerializationError, PayloadTooLarge) as error:
             return self.failure(error)
@@ -392,6 +422,10 @@ class Call:
         return standing
 
     def encode(self, value: Any) -> Payload:
+        """Return a value as it is stored, before anything has happened; raises SerializationError, PayloadTooLarge."""
+        return self.or_later(lambda: self.encode_result(value))
+
+    def encode_result(self, value: Any) -> Payload:
         """Return a value as it is stored; raises SerializationError and PayloadTooLarge."""
         if inspect.iscoroutine(value):
             value.close()
@@ -410,12 +444,13 @@ class Call:
 
     def record_of(self, checkpoint: Checkpoint) -> StepRecord:
         """Return what is written of an outcome, or of a try."""
+        args, digest = self.note
         return StepRecord(
             key=self.key,
             seq=self.seq,
             tries=checkpoint.tries,
-            args=self.args_text,
-            fingerprint=self.fingerprint,
+            args=args,
+            fingerprint=digest,
             errors=self.errors,
             ok=checkpoint.ok,
             payload=checkpoint.payload,
@@ -429,14 +464,12 @@ class Call:
 
     def report(self, state: str, value: Any = None, error: Exception | None = None, retries: int = 0) -> None:
         """Tell those who show steps what a try has come to."""
-        attempt = self.attempt
-        if not attempt.watched:
-            return
-        runtime = self.took
+        attempt, runtime = self.attempt, self.took
         attempt.engine.observers.tell("step_ended", StepReport(
-            workflow_id=attempt.id, root_id=attempt.root_id, worker=attempt.worker, id=self.step.idempotency_key,
-            name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs, state=state, value=value,
-            error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
+            workflow_id=attempt.id, workflow_name=attempt.name, root_id=attempt.root_id, worker=attempt.worker,
+            id=self.step.idempotency_key, name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs,
+            state=state, value=value, error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
+            watched=attempt.watched,
         ))  # fmt: skip
 
 

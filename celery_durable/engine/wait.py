@@ -15,7 +15,6 @@ from ..exceptions import WorkflowNotFound
 from ..serialization import Payload
 from ..store import StepRecord
 from ..store.rows import Checkpoint, Found, Standing, Wakers
-from ..text import call_repr
 from .context import WHILE_ALIVE, Attempt, boot_time
 from .retry import Ended
 from .step import Answer, Call
@@ -230,9 +229,9 @@ async def _begin_sleep(call: Call, seconds: float | None, until: datetime | None
 
 def record_of(call: Call, payload: Payload | None = None) -> StepRecord:
     """Return what is written of a call that isn't a step."""
+    args, digest = call.note
     return StepRecord(
-        key=call.key, seq=call.seq, tries=1, args=call_repr(call.args, call.kwargs), fingerprint=call.fingerprint,
-        errors=None, payload=payload,
+        key=call.key, seq=call.seq, tries=1, args=args, fingerprint=digest, errors=None, payload=payload
     )  # fmt: skip
 
 

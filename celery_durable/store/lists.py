@@ -88,6 +88,10 @@ class Lists:
         (row,) = self._read("standings", patience, lease=lease, most=most)
         return Standings(*row)
 
+    def live(self, *, most: int, patience: float) -> list[tuple[str, str, int]]:
+        """Return state, task and number of the workflows that haven't ended, of each state counted up to ``most``."""
+        return self._read("live", patience, most=most)
+
     def _read(self, query: str, patience: float, **params: Any) -> list[tuple[Any, ...]]:
         return self._database.read(self._sql[query], params, patience=patience)
 

@@ -83,6 +83,17 @@ SELECT clock_timestamp(),
     (SELECT extract(epoch FROM clock_timestamp() - published_at) FROM {schema}.workflow
      WHERE state = 'ENQUEUED' AND published_at IS NOT NULL ORDER BY publish_at LIMIT 1)::float8
 
+-- name: live
+-- How many workflows of each task are in each state that isn't final. Of one state so many are counted at most: the order
+-- is that of the index which holds no other state.
+SELECT state, name, count(*) FROM (
+    (SELECT state, name FROM {schema}.workflow WHERE state = 'ENQUEUED' ORDER BY publish_at LIMIT %(most)s)
+    UNION ALL
+    (SELECT state, name FROM {schema}.workflow WHERE state = 'RUNNING' ORDER BY node LIMIT %(most)s)
+    UNION ALL
+    (SELECT state, name FROM {schema}.workflow WHERE state = 'SUSPENDED' ORDER BY wake_at LIMIT %(most)s)) AS live
+GROUP BY state, name ORDER BY state, name
+
 -- name: nodes
 -- The workers' main processes, and how many workflows each of them runs.
 SELECT n.id::text, n.hostname, n.pid, n.started_at, n.seen, n.seen > clock_timestamp() - n.lease, n.draining,

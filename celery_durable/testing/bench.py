@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from celery import Celery
 from celery.app import trace
 from celery.app.task import Task
-from kombu.serialization import loads
 
 from .. import states
 from ..client import CALLER_PATIENCE, row_of
@@ -127,8 +126,8 @@ class Bench:
         envelope = Envelope.of_stored(message)
         headers = envelope.headers
         task = self._task(headers["task"])
-        args, kwargs, embed = loads(
-            envelope.body, envelope.content_type, envelope.content_encoding, accept=self.installation.codec.accept
+        args, kwargs, embed = self.installation.codec.load_message(
+            envelope.body, envelope.content_type, envelope.content_encoding, f"The message of {message.workflow_id}"
         )
         request = {
             **headers, **embed, "args": args, "kwargs": kwargs, "hostname": _HOSTNAME, "is_eager": False,

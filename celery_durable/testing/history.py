@@ -21,7 +21,7 @@ from ..errors import decode_error
 from ..exceptions import SerializationError
 from ..history import step_name
 from ..installation import Installation, find
-from ..serialization import JSON, Payload
+from ..serialization import JSON, Codec, Payload
 from ..store.rows import Checkpoint, StepRow, WorkflowRow
 
 _FORMAT = 1
@@ -235,7 +235,8 @@ def history_of(id: str, app: Celery | None = None) -> History:
     Works with any database that the app is installed on, in production, too. Arguments, results and errors are in it
     in the clear.
 
-    Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable; SerializationError if its arguments can't be read.
+    Raises WorkflowNotFound, NotInstalled, DatabaseUnavailable; SerializationError if its arguments can't be read, or
+    anything of it was sealed by a payload codec that can't read it here.
     """
     return history_in(find(app), check_id(id, "id"))
 
@@ -246,10 +247,11 @@ def history_in(installation: Installation, workflow_id: str) -> History:
     steps = installation.store.checkpoints.of_workflow(workflow_id, patience=CALLER_PATIENCE)
     outcome = None
     if row.payload is not None and row.finished_at is not None:
-        outcome = Kept.of(row.payload, ok=bool(row.ok))
+        outcome = _kept(installation.codec, bool(row.ok), row.payload, f"The outcome of workflow {workflow_id}")
     return History(
         id=row.id, name=row.name, state=row.state, arguments=_arguments(installation, row), outcome=outcome,
-        steps=tuple(map(_step_of, steps)), retries=row.retries, root_id=row.root_id, parent_id=row.parent_id,
+        steps=tuple(_step_of(step, installation.codec) for step in steps), retries=row.retries,
+        root_id=row.root_id, parent_id=row.parent_id,
     )  # fmt: skip
 
 
@@ -272,15 +274,27 @@ def arguments_of(installation: Installation, history: History) -> tuple[tuple[An
 def _arguments(installation: Installation, row: WorkflowRow) -> Kept:
     if row.body is None:
         raise SerializationError(f"The message of workflow {row.id} isn't there, and with it its arguments.")
-    if row.content_type == JSON:
-        return Kept(True, json.loads(row.body)[:2])
-    return Kept(True, base64.b64encode(row.body).decode(), row.content_type, is_base64=True)
+    body, content_type, _ = installation.codec.open_message(
+        row.body, row.content_type, row.content_encoding, f"The message of workflow {row.id}"
+    )
+    if content_type == JSON:
+        return Kept(True, json.loads(body)[:2])
+    return Kept(True, base64.b64encode(body).decode(), content_type, is_base64=True)
 
 
-def _step_of(step: StepRow) -> HistoryStep:
-    kept = None if step.ok is None or step.payload is None else Kept.of(step.payload, ok=step.ok)
-    fingerprint = None if step.fingerprint is None else step.fingerprint.hex()
-    return HistoryStep(step.key, step.seq, step.tries, kept, step.args, fingerprint, step.child_id)
+def _step_of(step: StepRow, codec: Codec) -> HistoryStep:
+    kept = None
+    if step.ok is not None and step.payload is not None:
+        kept = _kept(codec, step.ok, step.payload, f"The outcome of step {step.key!r}")
+    args, digest = codec.read_note(step.args, step.fingerprint)
+    fingerprint = None if digest is None else digest.hex()
+    return HistoryStep(step.key, step.seq, step.tries, kept, args, fingerprint, step.child_id)
+
+
+def _kept(codec: Codec, ok: bool, payload: Payload, what: str) -> Kept:
+    """Keep what is stored, without its seal: a history is read where there is no payload codec, too."""
+    plain = codec.opened(payload, what) if ok else Payload(codec.opened_error(payload.data))
+    return Kept.of(plain, ok=ok)
 
 
 def _step_to_plain(step: HistoryStep) -> dict[str, Any]:

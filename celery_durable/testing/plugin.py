@@ -1,11 +1,11 @@
 """Fixtures for pytest: ``pytest_plugins = ["celery_durable.testing.plugin"]`` in a conftest, or ``-p`` with that name.
 
-===================  ==================================================================================
-``durable_postgres`` URL of a database made for this session, and dropped after it
-``durable_app``      an app that is installed on it, with empty tables for each test
-``durable_run``      ``durable_run(workflow, *args, **kwargs)`` runs it in this process, to its end
-``durable_clock``    time, which then only passes when the test says so
-===================  ==================================================================================
+====================  ==================================================================================
+``durable_postgres``  URL of a database made for this session, and dropped after it
+``durable_app``       an app that is installed on it, with empty tables for each test
+``durable_run``       ``durable_run(workflow, *args, **kwargs)`` runs it in this process, to its end
+``durable_clock``     time, which then only passes when the test says so
+====================  ==================================================================================
 
 To be overridden: ``durable_settings``, ``durable_project_app``, ``durable_server``.
 """

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -19,59 +17,16 @@ from celery_durable.testing.servers import EmbeddedBroker
 from tests.fixtures.brokers import isolated
 from tests.fixtures.fix_postgres import _new_database
 from tests.fixtures.fix_wait import wait_until
+from tests.fixtures.flowers import OPEN_API, Flower
 from tests.fixtures.ledger import Ledger
 from tests.fixtures.site import SHOP, Site, opened, shop_env
-from tests.fixtures.workers import CeleryProcess, Workers
+from tests.fixtures.workers import Workers
 
 pytestmark = pytest.mark.slow
 
 #: A worker without -E has this queue to itself.
 QUIET = "quiet"
 WORK = f"{SHOP}.work"
-
-
-class Flower(CeleryProcess):
-    """A running `celery flower` that leaves it to the test to switch events on."""
-
-    def __init__(self, env: dict[str, str], log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        port = self.url.rpartition(":")[2]
-        command = ["-A", f"{SHOP}:app", "flower", "--address=127.0.0.1", f"--port={port}", "--enable_events=False"]
-        super().__init__(command, env, log, ready="Visit me at")
-
-    def page(self, path: str) -> str:
-        """A page, as a browser gets it."""
-        with urlopen(f"{self.url}{path}", timeout=20) as answer:
-            return str(answer.read().decode())
-
-    def task(self, task_id: str) -> dict[str, Any]:
-        """All that is known of a task."""
-        found: dict[str, Any] = json.loads(self.page(f"/api/task/info/{task_id}"))
-        return found
-
-    def knows(self, task_id: str) -> str | None:
-        """The state in which a task is shown."""
-        tasks = json.loads(self.page("/api/tasks"))
-        return None if task_id not in tasks else str(tasks[task_id]["state"])
-
-    def steps_of(self, workflow_id: str) -> list[dict[str, Any]]:
-        """The tasks whose parent this is, by their start."""
-        tasks = json.loads(self.page("/api/tasks")).values()
-        steps = [self.task(task["uuid"]) for task in tasks if task["parent_id"] == workflow_id]
-        return sorted(steps, key=lambda step: float(step["started"]))
-
-    def hears(self, worker: str) -> bool:
-        """Whether the events of a worker have begun to come; what was sent before, nobody keeps."""
-        return bool(json.loads(self.page("/api/workers?status=1")).get(worker))
-
-    def shows(self, workflow_id: str, count: int) -> list[dict[str, Any]]:
-        """Wait until so many steps of a workflow are shown, and return them."""
-        wait_until(lambda: len(self.steps_of(workflow_id)) >= count, message=f"{count} steps are shown")
-        steps = self.steps_of(workflow_id)
-        assert len(steps) == count
-        return steps
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +46,8 @@ def site(postgres_server: str, template_database: str, broker_server: str, tmp_p
 
 @pytest.fixture(scope="module")
 def flower(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
-    env = {**os.environ, **site.workers.env, "FLOWER_UNAUTHENTICATED_API": "1"}
-    flower = Flower(env, tmp_path_factory.mktemp("flower") / "flower.log")
+    log = tmp_path_factory.mktemp("flower") / "flower.log"
+    flower = Flower({**site.workers.env, **OPEN_API}, log, ["--enable_events=False"])
     flower.wait_ready()
     wait_until(lambda: flower.hears("loud@test"), message="Flower hears the worker")
     yield flower
@@ -110,7 +65,7 @@ def test_each_executed_step_is_a_task(site: Site, flower: Flower, name: str) -> 
     """With name, arguments, result, state, times, worker, parent and root; the workflow's page lists it."""
     handle = site.shop.order.delay(name, count=3)
     site.finished(handle.id)
-    steps = flower.shows(handle.id, 3)
+    steps = shown(flower, handle.id, 3)
     assert [step["args"] for step in steps] == [f"('{name}', {number})" for number in range(3)]
     assert [step["result"] for step in steps] == ["0", "10", "20"]
     for step in steps:
@@ -129,11 +84,11 @@ def test_failures_and_retries_are_shown(site: Site, flower: Flower, name: str) -
     flaky = site.shop.flaky_order.delay(name, 2)
     site.finished(failing.id)
     site.finished(flaky.id)
-    refused, work = flower.shows(failing.id, 2)
+    refused, work = shown(flower, failing.id, 2)
     assert (refused["state"], work["state"]) == ("FAILURE", "SUCCESS")
     assert "Refused" in refused["exception"]
     assert "in refuse\n" in refused["traceback"]
-    (tried,) = flower.shows(flaky.id, 1)
+    (tried,) = shown(flower, flaky.id, 1)
     assert (tried["state"], tried["retries"], tried["result"]) == ("SUCCESS", 2, "3")
     assert tried["retried"] is not None
     assert tried["exception"] == "Refused(503)"
@@ -155,13 +110,13 @@ def test_a_replay_is_not_told_again(site: Site, flower: Flower, name: str) -> No
     """After a crash the steps that were done keep their times; the one that was running comes once."""
     site.gates.close(f"{name}-2")
     handle = site.shop.order.delay(name, count=3)
-    before = flower.shows(handle.id, 2)
+    before = shown(flower, handle.id, 2)
     site.reaches("work", name, 2)
     psutil.Process(site.ledger.lines()[-1].pid).kill()
     site.reaches("work", name, 2, times=2)
     site.gates.open(f"{name}-2")
     assert site.finished(handle.id).attempt == 2
-    after = flower.shows(handle.id, 3)
+    after = shown(flower, handle.id, 3)
     assert after[:2] == before
     assert after[2]["state"] == "SUCCESS"
 
@@ -173,12 +128,27 @@ def test_events_are_switched_at_run_time(site: Site, flower: Flower) -> None:
     """
     silent = [run_quietly(site)]
     switch(site, "enable_events")
-    flower.shows(run_quietly(site), 2)
+    shown(flower, run_quietly(site), 2)
     switch(site, "disable_events")
     silent.append(run_quietly(site))
     switch(site, "enable_events")
-    flower.shows(run_quietly(site), 2)
-    assert [flower.steps_of(workflow_id) for workflow_id in silent] == [[], []]
+    shown(flower, run_quietly(site), 2)
+    assert [steps_of(flower, workflow_id) for workflow_id in silent] == [[], []]
+
+
+def steps_of(flower: Flower, workflow_id: str) -> list[dict[str, Any]]:
+    """The tasks whose parent this is, by their start."""
+    tasks = json.loads(flower.page("/api/tasks")).values()
+    steps = [flower.task(task["uuid"]) for task in tasks if task["parent_id"] == workflow_id]
+    return sorted(steps, key=lambda step: float(step["started"]))
+
+
+def shown(flower: Flower, workflow_id: str, count: int) -> list[dict[str, Any]]:
+    """Wait until so many steps of a workflow are shown, and return them."""
+    wait_until(lambda: len(steps_of(flower, workflow_id)) >= count, message=f"{count} steps are shown")
+    steps = steps_of(flower, workflow_id)
+    assert len(steps) == count
+    return steps
 
 
 def run_quietly(site: Site) -> str:

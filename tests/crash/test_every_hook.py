@@ -18,11 +18,11 @@ from tests.fixtures.workers import ROOT
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
-OF_PRODUCERS = ("publishing", "published", "sent")
+OF_PRODUCERS = ("publishing", "published", "sent", "publish_ended")
 OF_SHUTDOWNS = ("handing_over", "handed_over")
 OF_FENCES = ("fenced",)
 #: Between two statements nothing changes at them: a kill there is one at the hooks around.
-OF_BODIES = ("step_interrupted", "branch_ended", "body_awaited")
+OF_BODIES = ("body_starting", "body_ended", "step_interrupted", "branch_ended", "body_awaited")
 #: Tested in test_waits.
 OF_CALLS = ("call_starting", "call_registered", "call_recorded")
 OF_RUNS = tuple(hook for hook in HOOKS if hook not in OF_PRODUCERS + OF_SHUTDOWNS + OF_FENCES + OF_BODIES + OF_CALLS)
@@ -39,6 +39,7 @@ IN_FLIGHT = {
 LATER = [
     ("claiming", 2),
     ("claimed", 2),
+    ("attempt_ended", 2),
     ("step_starting", 2),
     ("step_starting", 3),
     ("step_returned", 2),

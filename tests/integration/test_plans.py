@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -149,6 +149,7 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("lists", "names"): {},
     ("lists", "attempts"): {"id": "done-1"},
     ("lists", "standings"): {"lease": 15.0, "most": 100},
+    ("lists", "live"): {"most": 100_000},
     ("lists", "nodes"): {},
     ("nodes", "leave"): {"id": NODE},
     ("nodes", "forget"): {},
@@ -158,14 +159,19 @@ STATEMENTS: dict[tuple[str, str], dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def full(postgres_server: str) -> Iterator[Sql]:
     """A database with a long past."""
-    with _new_database(postgres_server, "template0") as url:
-        migrate(url)
-        sql = Sql(url)
+    with _new_database(postgres_server, "template0") as url, filled(url) as sql:
+        yield sql
+
+
+@contextmanager
+def filled(url: str) -> Iterator[Sql]:
+    """An empty database with a long past."""
+    migrate(url)
+    with closing(Sql(url)) as sql:
         for statement in FILL.split(";\n"):
             sql.execute(statement)
         sql.execute("VACUUM ANALYZE")
         yield sql
-        sql.close()
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -176,6 +182,14 @@ def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def explain(sql: Sql, table: str, name: str, params: dict[str, Any], uses: int = 1) -> list[dict[str, Any]]:
     """The plan's nodes at a prepared statement's nth use, with what they really read; nothing is kept of it."""
+    ((plan,),) = explained(sql, table, name, params, "ANALYZE, FORMAT JSON", uses)
+    return list(nodes_of(plan[0]["Plan"]))
+
+
+def explained(
+    sql: Sql, table: str, name: str, params: dict[str, Any], options: str, uses: int = 1
+) -> list[tuple[Any, ...]]:
+    """What EXPLAIN with these options says at a prepared statement's nth use; nothing is kept of it."""
     text = Queries(f"{table}.sql", "celery_durable")[name].text
     used = [each for each in params if f"%({each})s" in text]
     numbered = re.sub(r"%\((\w+)\)s", lambda match: f"${used.index(match[1]) + 1}", text)
@@ -185,10 +199,9 @@ def explain(sql: Sql, table: str, name: str, params: dict[str, Any], uses: int =
         execute = f"EXECUTE statement ({arguments})" if used else "EXECUTE statement"
         for _ in range(uses - 1):
             connection.execute(f"EXPLAIN {execute}".encode())
-        row = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {execute}".encode()).fetchone()
+        rows = connection.execute(f"EXPLAIN ({options}) {execute}".encode()).fetchall()
         connection.rollback()
-    assert row is not None
-    return list(nodes_of(row[0][0]["Plan"]))
+    return rows
 
 
 @pytest.mark.parametrize("uses", [1, 10])

@@ -79,7 +79,7 @@ def release(shop: Inprocess, attempt: Attempt) -> None:
 def crash(shop: Inprocess, attempt: Attempt) -> str:
     verdict = shop.installation.codec.encode_error(WorkflowDead("too many"))
     ((_, state),) = shop.installation.store.workflows.rescue(
-        attempt.fence.node, [attempt.id], lease=15, verdict=verdict, limit=9, patience=0
+        attempt.fence.node, [attempt.id], lease=15, verdict=verdict, error="no", limit=9, patience=0
     )
     return state
 

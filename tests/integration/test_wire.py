@@ -166,7 +166,7 @@ def test_the_first_step_after_a_crash_costs_one_more(shop: Inprocess, proxy: Pos
     attempt = begin(shop, "w1")
     verdict = shop.installation.codec.encode_error(ValueError())
     rescued = shop.installation.store.workflows.rescue(
-        attempt.fence.node, ["w1"], lease=15, verdict=verdict, limit=9, patience=0
+        attempt.fence.node, ["w1"], lease=15, verdict=verdict, error="no", limit=9, patience=0
     )
     assert rescued == [("w1", "ENQUEUED")]
     count = Count(proxy)

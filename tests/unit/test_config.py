@@ -16,6 +16,7 @@ from celery_durable.config import Config, seconds, setting_names
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.installation import installed_on
 from celery_durable.states import FINAL
+from tests.fixtures.codecs import Encrypted
 
 URL = "postgresql://user@host/database"
 DURATIONS = ["heartbeat_interval", "lease", "recovery_interval", "suspend_after", "republish_after"]
@@ -33,6 +34,7 @@ WRONG = [
     *[(name, value) for name in COUNTS for value in (0, -1, 1.5, "10", True)],
     *[(name, value) for name in CHOICES for value in ("perhaps", 7, [])],
     *[("step_events", value) for value in (0, 1, "True", "on")],
+    *[("payload_codec", value) for value in (5, b"package.module:codec", "", [], Encrypted)],
     *[("schema", value) for value in ("", "a\x00b", "a\ud800b", "100%", "x" * 64, "ü" * 32, "pg_durable")],
 ]
 

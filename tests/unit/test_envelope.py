@@ -14,6 +14,7 @@ from kombu.serialization import loads
 
 from celery_durable.envelope import HEADER, Envelope, check_id, is_id
 from celery_durable.exceptions import SerializationError
+from celery_durable.serialization import Codec
 from celery_durable.store.rows import StoredMessage
 
 
@@ -195,7 +196,7 @@ def test_a_spoilt_message_cannot_be_forked(spoilt: dict[str, Any], body: bytes) 
     facts = {"headers": {}, "properties": {}, "exchange": "", "routing_key": "", "queue": "", "compression": None}
     message = StoredMessage("w1", None, 0, json.dumps({**facts, **spoilt}), body, "application/json", "utf-8")
     with pytest.raises(SerializationError, match="can't be read back"):
-        Envelope.of_stored(message).under("w2", accept=["application/json"])
+        Envelope.of_stored(message).under("w2", Codec.of("json", ["json"], 1000))
 
 
 @pytest.mark.parametrize("value", ["", None, 5, "x" * 256, "a\x00b", "a\ud800"], ids=ascii)

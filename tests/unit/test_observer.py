@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celery_durable.engine.observer import HOOKS, Observer, Observers
+from celery_durable.engine.observer import HOOKS, AttemptReport, Observer, Observers
 from celery_durable.monitoring import LogObserver
 
 
@@ -28,7 +28,8 @@ class Broken(Observer):
 
 
 def facts_for(hook: str) -> list[Any]:
-    examples = {"attempt": 1, "workflow_ids": ["w1"], "error": ValueError("x")}
+    attempt = AttemptReport("w1", "w1", "shop.order", 1, "w1@host", 0.5)
+    examples = {"attempt": 1, "workflow_ids": ["w1"], "error": ValueError("x"), "report": attempt}
     names = list(inspect.signature(getattr(Observer, hook)).parameters)[1:]
     return [examples.get(name, name) for name in names]
 

@@ -109,7 +109,7 @@ import celery_durable.cli
 print(sorted({"psycopg", "tenacity", "rich"} & set(sys.modules)))
 print(sorted(name for name in sys.modules if name.startswith("celery_durable.") and ".cli" not in name))
 """
-    assert _run(code).splitlines() == ["[]", "['celery_durable.version']"]
+    assert _run(code).splitlines() == ["[]", "['celery_durable.states', 'celery_durable.version']"]
 
 
 @pytest.mark.alone

@@ -28,10 +28,12 @@ from hypothesis import strategies as st
 from kombu.exceptions import SerializerNotInstalled
 
 from celery_durable.exceptions import (
+    CodecError,
     ConfigurationError,
     PayloadTooLarge,
     SerializationError,
 )
+from celery_durable.seal import Seal
 from celery_durable.serialization import (
     COMPRESSED_FROM,
     MOST_EXPANSION,
@@ -39,6 +41,9 @@ from celery_durable.serialization import (
     Payload,
     fingerprint,
 )
+from celery_durable.shapes import Shape
+from tests.fixtures.codecs import Encrypted, Failing, new_key
+from tests.fixtures.readings import readings
 from tests.unit.test_errors import PLAIN
 from tests.unit.test_text import BrokenStr
 
@@ -464,3 +469,160 @@ def test_sets_have_one_fingerprint_under_every_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+# A payload codec
+
+KEYS = [new_key(), new_key()]
+#: Encrypts with the first key, and with the second.
+OLD, NEW = (
+    Codec.of("json", ["json", "pickle", "yaml"], 10_000, seal=Seal(Encrypted(*keys))) for keys in (KEYS, reversed(KEYS))
+)
+STRANGER = Codec.of("json", ["json", "yaml"], 10_000, seal=Seal(Encrypted(new_key())))
+SECRET = "hush-7f3Kq9-zebra"
+
+
+@pytest.mark.parametrize("serializer", ["json", "yaml", "pickle"])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_sealed_value_comes_back(serializer: str, compression: str | None) -> None:
+    """It is compressed before, as what is encrypted can't be; its type says so, as of all that has been done to it."""
+    codec = OLD.using(serializer, compression)
+    value = [f"{SECRET}-{number}" for number in range(100)]
+    payload = codec.encode(value, "it")
+    assert payload.content_type is not None
+    assert payload.content_type.endswith("; codec=payload")
+    assert ("compression=application/x-gzip" in payload.content_type) is (compression is not None)
+    assert payload.is_sealed
+    assert not is_in(SECRET, payload.data)
+    assert codec.decode(payload, "it") == value
+    assert NEW.decode(payload, "it") == value
+
+
+@dataclass
+class Card:
+    """Kept by its shape."""
+
+    number: str
+
+
+def card() -> Card:
+    """Says what it returns."""
+    return Card(SECRET)
+
+
+def test_a_sealed_value_keeps_its_shape() -> None:
+    """A dataclass is one again."""
+    shape = Shape(card)
+    payload = OLD.encode(Card(SECRET), "it", shape)
+    assert payload.is_shaped
+    assert payload.content_type == "application/json; shape=json; codec=payload"
+    assert OLD.decode(payload, "it", shape) == Card(SECRET)
+
+
+def test_what_was_written_without_a_codec_is_still_read() -> None:
+    """The rows of before the setting, and their errors."""
+    assert OLD.decode(CODEC.encode([1], "it"), "it") == [1]
+    assert repr(OLD.decode_error(CODEC.encode_error(KeyError(1)))) == "KeyError(1)"
+    assert OLD.decode_errors(CODEC.encode_error(KeyError(1)).data)[0].type == "builtins.KeyError"
+    assert OLD.read_note("1", fingerprint((1,), {})) == ("1", fingerprint((1,), {}))
+    assert OLD.open_message(b"[]", "application/json", "utf-8", "it") == (b"[]", "application/json", "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("reader", "why"),
+    [(CODEC, "this process has none: let the setting durable_payload"), (STRANGER, "same keys")],
+)
+def test_what_cannot_be_opened_is_an_error(reader: Codec, why: str) -> None:
+    """It names the setting; of an error the class and the time can still be read."""
+    at = datetime(2025, 1, 2, tzinfo=timezone.utc)
+    payload, error = OLD.encode(SECRET, "it"), OLD.encode_error(ValueError(SECRET), at)
+    body = OLD.seal_message(b"[]", "application/json", None, "it")
+    _, digest = OLD.note(SECRET, fingerprint((), {}))
+    for read in (
+        lambda: reader.decode(payload, "The value"),
+        lambda: reader.decode_error(error),
+        lambda: reader.open_message(body.data, body.content_type, "binary", "The message"),
+        lambda: reader.read_note(None, digest),
+    ):
+        with pytest.raises(CodecError, match=why):
+            read()
+    (told,) = reader.decode_errors(error.data)
+    assert (told.type, told.at, told.traceback) == ("builtins.ValueError", at, "")
+    assert "durable_payload_codec" in told.message
+
+
+def test_a_sealed_error_comes_back() -> None:
+    """With all that it had, as one line; the log of tries has one more."""
+    error = Refused(SECRET)
+    error.hint = SECRET
+    lines = [OLD.encode_error(error).data, CODEC.encode_error(KeyError("plain")).data, NEW.encode_error(error).data]
+    assert not is_in(SECRET, lines[0])
+    assert b"\n" not in lines[0]
+    found = OLD.decode_error(Payload(lines[0]))
+    assert isinstance(found, Refused)
+    assert (found.args, found.hint) == ((SECRET,), SECRET)
+    log = b"\n".join(lines)
+    assert [told.message for told in OLD.decode_errors(log)] == [SECRET, "'plain'", SECRET]
+
+
+class Refused(Exception):
+    """Has an attribute."""
+
+    hint = ""
+
+
+def test_a_sealed_error_fits_the_payload_limit() -> None:
+    """It is larger than what it was made of."""
+    codec = Codec.of("json", ["json"], 4000, seal=OLD.seal)
+    kept = codec.encode_error(ValueError("x" * 10_000))
+    assert len(kept.data) <= 4000
+    assert str(codec.decode_error(kept)).startswith("builtins.ValueError: xxx")
+
+
+def test_the_limit_counts_what_is_stored() -> None:
+    """The encrypted bytes."""
+    codec = Codec.of("json", ["json"], 150, seal=OLD.seal)
+    codec.encode("x" * 20, "it")
+    with pytest.raises(PayloadTooLarge, match="it takes 2"):
+        codec.encode("x" * 100, "it")
+
+
+def test_an_error_that_cannot_be_sealed_keeps_its_class(caplog: pytest.LogCaptureFixture) -> None:
+    """All of it is in the log, and nothing of it is stored in the clear."""
+    failing = Failing(Encrypted(*KEYS))
+    failing.fails = ["encode"]
+    codec = Codec.of("json", ["json"], 10_000, seal=Seal(failing))
+    kept = codec.encode_error(ValueError(SECRET))
+    assert not is_in(SECRET, kept.data)
+    assert str(codec.decode_error(kept)) == "ValueError, which durable_payload_codec couldn't encode: see the log."
+    assert SECRET in caplog.text
+
+
+def test_a_message_is_sealed_as_it_is_sent() -> None:
+    """Compressed first; a broker's library may have made text of it."""
+    body = json.dumps([[SECRET] * 100, {}, {}]).encode()
+    sealed = OLD.seal_message(body, "application/json", "gzip", "it")
+    assert sealed.content_type == "application/json; compression=application/x-gzip; codec=payload"
+    for data in (sealed.data, sealed.data.decode()):
+        assert NEW.open_message(data, sealed.content_type, "binary", "it") == (body, "application/json", "utf-8")
+        assert NEW.load_message(data, sealed.content_type, "binary", "it")[0] == [SECRET] * 100
+
+
+def test_a_digest_cannot_be_guessed() -> None:
+    """Of a call's arguments text and digest are sealed together, anew each time."""
+    digest = fingerprint((1234,), {})
+    notes = [OLD.note("1234", digest) for _ in range(2)]
+    assert notes[0] != notes[1]
+    assert all(text is None and digest not in kept for text, kept in notes)
+    assert NEW.read_note(*notes[0]) == ("1234", digest)
+
+
+def test_a_task_with_options_of_its_own_has_the_same_seal() -> None:
+    """And an app with other keys another one."""
+    assert OLD.using("yaml", None).seal is OLD.seal
+    assert STRANGER.using("yaml", None).seal is STRANGER.seal
+
+
+def is_in(secret: str, data: bytes) -> bool:
+    """Tell whether a text is in these bytes: as it is, in base64, or compressed."""
+    return any(secret.encode() in each for each in readings(data))

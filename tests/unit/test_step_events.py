@@ -41,10 +41,10 @@ class UnshowableError(Exception):
 def report(**facts: Any) -> StepReport:
     """A successful try of `charge(7, currency="EUR")`, but for what is said otherwise."""
     usual: dict[str, Any] = {
-        "workflow_id": "order-7", "root_id": "cart-7", "worker": "w1@host", "id": "key-of-charge",
-        "name": "shop.charge", "key": "shop.charge#2", "args": (7,), "kwargs": {"currency": "EUR"},
-        "state": "SUCCESS", "value": {"paid": True}, "error": None, "retries": 0, "runtime": 0.5,
-        "started": 1_700_000_000.25,
+        "workflow_id": "order-7", "workflow_name": "shop.order", "root_id": "cart-7", "worker": "w1@host",
+        "id": "key-of-charge", "name": "shop.charge", "key": "shop.charge#2", "args": (7,),
+        "kwargs": {"currency": "EUR"}, "state": "SUCCESS", "value": {"paid": True}, "error": None, "retries": 0,
+        "runtime": 0.5, "started": 1_700_000_000.25, "watched": True,
     }  # fmt: skip
     return StepReport(**{**usual, **facts})
 
@@ -216,8 +216,22 @@ def test_an_outage_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 def test_a_process_without_steps_ends_at_once() -> None:
-    """Nothing is waited for where nothing was sent."""
+    """Nothing is waited for where nothing was sent, as nobody watches."""
     watcher = StepEvents(Celery("shop", broker="redis://127.0.0.1:1/0", set_as_current=False))
+    watcher.step_ended(report(watched=False))
     began = time.monotonic()
     watcher._leave()
     assert time.monotonic() - began < 0.1
+
+
+@pytest.mark.parametrize("error", [None, ValueError("hush-7f3Kq9")], ids=repr)
+def test_with_a_payload_codec_no_value_is_shown(error: Exception | None) -> None:
+    """Neither arguments nor a result, nor what an error says; the class of that is."""
+    state = "SUCCESS" if error is None else "FAILURE"
+    given = report(args=("hush-7f3Kq9",), kwargs={"x": "hush-7f3Kq9"}, value="hush-7f3Kq9", error=error, state=state)
+    shown, hidden = event_of(given), event_of(given, hidden=True)
+    assert "hush-7f3Kq9" in repr(shown)
+    assert "hush-7f3Kq9" not in repr(hidden)
+    assert shown.keys() == hidden.keys()
+    assert hidden["args"] == "<encoded>"
+    assert hidden.get("exception") == (None if error is None else "ValueError(<encoded>)")

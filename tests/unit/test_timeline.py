@@ -114,6 +114,12 @@ def test_a_failure_is_among_its_errors_or_it_was_not_loaded() -> None:
     assert drawn(lane(replace(info, errors=info.errors[:1]))) == drawn(lane(info))
 
 
+def test_a_failure_of_which_the_database_has_heard_late() -> None:
+    """It is one try all the same."""
+    info = step("FAILURE", 6, 7, errors=(failed(1, 2),), error=OSError("no"))
+    assert drawn(lane(info)) == [(1, 2, "try", "FAILURE")]
+
+
 def test_a_step_that_waits_for_its_next_try() -> None:
     """Until that is due, or until now."""
     info = step("RETRY", 1, None, tries=1, errors=(failed(1, 2),), wake_at=at(50))

@@ -1,0 +1,26 @@
+"""How Postgres runs the statements that every workflow makes, in a database with a long past."""
+
+from __future__ import annotations
+
+from tests.fixtures.fix_postgres import Sql
+from tests.integration.test_plans import FENCE, STATEMENTS, explained
+
+SHOWN = (("workflows", "claim"), ("checkpoints", "save"), ("workflows", "finish"), ("workflows", "wake"))
+_OPTIONS = "ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF"
+#: From then on Postgres has one plan for all parameters, as it has in a worker.
+_USES = 10
+_WIDTH = 118
+_UNTOLD = ("Index Searches:", "Sort Method:", "Storage:")
+
+
+def plans(full: Sql) -> dict[str, str]:
+    """Return the plan of each of them as text; the workflow that they are about is there, and its node lives."""
+    full.execute("UPDATE celery_durable.node SET seen = clock_timestamp(), lease = '1 h'")
+    full.execute("UPDATE celery_durable.workflow SET token = %s WHERE id = %s", FENCE["token"], FENCE["id"])
+    return {name: _plan(full, table, name) for table, name in SHOWN}
+
+
+def _plan(full: Sql, table: str, name: str) -> str:
+    rows = explained(full, table, name, STATEMENTS[table, name], _OPTIONS, _USES)
+    lines = [line for (line,) in rows if not line.strip().startswith(_UNTOLD)]
+    return "\n".join(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…" for line in lines)
