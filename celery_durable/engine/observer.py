@@ -8,7 +8,7 @@ make durable calls. ``HOOKS`` lists them in the order in which the life of a wor
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -179,21 +179,36 @@ class Observers:
 
     def __init__(self) -> None:
         self._observers: list[Observer] = []
+        self._hearing: dict[str, list[tuple[Observer, Callable[..., None]]]] = {}
 
     def add(self, observer: Observer) -> None:
         """Watch from now on."""
-        self._observers.append(observer)
+        self._observers = [*self._observers, observer]
+        self._listen()
 
     def remove(self, observer: Observer) -> None:
         """Watch no longer."""
-        self._observers.remove(observer)
+        self._observers = [each for each in self._observers if each is not observer]
+        self._listen()
 
     def tell(self, hook: str, *facts: Any) -> None:
-        """Call one hook of all observers."""
-        for observer in self._observers:
+        """Call one hook of all observers that have it."""
+        for observer, method in self._hearing.get(hook, ()):
             try:
-                getattr(observer, hook)(*facts)
+                method(*facts)
             except SoftTimeLimitExceeded:
                 raise  # Celery's limit of the whole task, which has only met a watcher
             except Exception:
                 logger.exception("The observer %r failed in %s; the workflow isn't touched by that.", observer, hook)
+
+    def _listen(self) -> None:
+        """Look up who does something at which hook: there are many of both, and a step passes some on its way."""
+        methods = {hook: [(each, getattr(each, hook)) for each in self._observers] for hook in HOOKS}
+        self._hearing = {
+            hook: [(each, method) for each, method in found if not _does_nothing(hook, method)]
+            for hook, found in methods.items()
+        }
+
+
+def _does_nothing(hook: str, method: Any) -> bool:
+    return getattr(method, "__func__", None) is vars(Observer)[hook]

@@ -665,18 +665,22 @@ FROM mine WHERE w.id = mine.id
 -- name: prune
 -- Finished long ago, delivered, released, and neither the child of one that lives nor awaited by one: gone with all
 -- that belongs to it. One final state after the other, of each the oldest first; what is kept for ever isn't looked at.
+-- Only the index workflow_kept has this order, with NULLS FIRST: another one would lead through those that stay. Until it
+-- is there nothing is pruned. The last two conditions are subselects and no joins: for a join the planner may well read
+-- the whole table.
 -- The times are made first, here as in other sweeps, because no index is searched by a volatile function.
 WITH kept AS MATERIALIZED (
     SELECT state, clock_timestamp() - make_interval(secs => seconds) AS until
     FROM unnest(%(states)s::text[], %(ages)s::float8[]) AS kept (state, seconds)
+    WHERE EXISTS (SELECT FROM {schema}.migration WHERE number = 3)
 ), old AS (
     SELECT oldest.id FROM kept CROSS JOIN LATERAL (
         SELECT w.id FROM {schema}.workflow w
         WHERE w.state = kept.state AND w.finished_at < kept.until AND w.dispatched AND w.node IS NULL
-        AND NOT EXISTS (SELECT FROM {schema}.workflow p WHERE p.id = w.parent_id AND p.finished_at IS NULL)
-        AND NOT EXISTS (SELECT FROM {schema}.awaiting a WHERE a.target = w.id
-                        AND (SELECT p.finished_at IS NULL FROM {schema}.workflow p WHERE p.id = a.waiter))
-        ORDER BY w.finished_at LIMIT %(limit)s
+        AND (SELECT p.finished_at IS NULL FROM {schema}.workflow p WHERE p.id = w.parent_id) IS NOT TRUE
+        AND (SELECT bool_or((SELECT p.finished_at IS NULL FROM {schema}.workflow p WHERE p.id = a.waiter))
+             FROM {schema}.awaiting a WHERE a.target = w.id) IS NOT TRUE
+        ORDER BY w.finished_at NULLS FIRST LIMIT %(limit)s
         FOR UPDATE OF w SKIP LOCKED
     ) AS oldest
     LIMIT %(limit)s
@@ -709,7 +713,8 @@ WITH kept AS MATERIALIZED (
 )
 SELECT count(*) FROM (
     SELECT FROM kept CROSS JOIN LATERAL (
-        SELECT FROM {schema}.workflow w WHERE w.state = kept.state AND w.finished_at < kept.until LIMIT %(most)s
+        SELECT FROM {schema}.workflow w WHERE w.state = kept.state AND w.finished_at < kept.until
+        ORDER BY w.finished_at NULLS FIRST LIMIT %(most)s
     ) AS old
     LIMIT %(most)s
 ) AS counted

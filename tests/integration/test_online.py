@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from threading import Event
 
 import psycopg
 import pytest
@@ -34,6 +35,14 @@ MIGRATE = "import sys; from celery_durable.store.migrate import migrate; migrate
 BUILDS = """
 SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE %s
 """
+FILL = """
+INSERT INTO celery_durable.workflow (id, name, queue, state, max_crashes, publish_at)
+SELECT 'w' || n, 'order', 'celery', 'ENQUEUED', 3, clock_timestamp() FROM generate_series(1, 50000) AS n
+"""
+STEP = """
+INSERT INTO celery_durable.checkpoint (workflow, key, seq, attempt, tries, ok, value, started_at, at)
+VALUES (%s, %s, 1, 1, 1, true, '1', clock_timestamp(), clock_timestamp())
+"""
 INVALID = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
 
 
@@ -44,6 +53,14 @@ def plain(empty_database_url: str) -> Iterator[Sql]:
         for number in migrations():
             if number not in ONLINE:
                 run_script(sql, number)
+        yield sql
+
+
+@pytest.fixture
+def empty_first(empty_database_url: str) -> Iterator[Sql]:
+    """A database as the first release has left it."""
+    with closing(Sql(empty_database_url)) as sql:
+        run_script(sql, 1)
         yield sql
 
 
@@ -150,3 +167,31 @@ def test_before_the_quick_ones_nothing_is_built(empty_database_url: str, plain: 
     """An index may be one of a column that isn't there yet."""
     plain.execute("DELETE FROM celery_durable.migration WHERE number = 2")
     assert finish(build(empty_database_url, SCHEMA, wait=False)) == []
+
+
+def test_nobody_waits_for_a_second(empty_database_url: str, empty_first: Sql) -> None:
+    """Both kinds are applied to fifty thousand workflows beside what claims and completes steps."""
+    empty_first.execute(FILL)
+    ended = Event()
+
+    def work(number: int) -> int:
+        count = 0
+        with psycopg.connect(empty_database_url, autocommit=True) as connection:
+            connection.execute("SET lock_timeout = '1s'")
+            while not ended.is_set():
+                count += 1
+                workflow_id = f"w{count % 50_000}"
+                connection.execute(
+                    "UPDATE celery_durable.workflow SET signal = signal + 1 WHERE id = %s", [workflow_id]
+                )
+                connection.execute(STEP, [workflow_id, f"step-{number}-{count}"])
+        return count
+
+    with ThreadPoolExecutor(2) as threads:
+        working = [threads.submit(work, number) for number in range(2)]
+        try:
+            assert migrate(empty_database_url) == list(migrations())[1:]
+        finally:
+            ended.set()
+        assert all(each.result(20) for each in working)
+    assert empty_first.value(INVALID) == 0

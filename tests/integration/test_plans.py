@@ -63,6 +63,11 @@ STEP = {
     "key": "step", "seq": 4, "tries": 1, "ok": True, "value": b"1", "content_type": None, "args": "", "took": 0.1,
     "fingerprint": b"", "errors": None, "delay": 1.0, "spent": False, "kill_in": None,
 }  # fmt: skip
+ALL_FINISHED = f"""
+INSERT INTO celery_durable.workflow (id, name, queue, state, max_crashes, finished_at, dispatched)
+SELECT 'done-' || n, 'order', 'celery', 'SUCCESS', 3, clock_timestamp() - make_interval(secs => n), true
+FROM generate_series(1, {FINISHED}) n
+"""
 #: FAILURE is kept for ever.
 AGES = {"states": ["SUCCESS", "CANCELLED", "DEAD"], "ages": [14 * 86400.0] * 3}
 SWEEP = {"limit": 100, "verdict": b"{}", "lease": 15.0, "republish_after": 60.0, **AGES}
@@ -216,6 +221,21 @@ def test_a_sweep_reads_only_what_is_due(full: Sql, name: str) -> None:
     for node in explain(full, "workflows", name, SWEEP):
         if node.get("Relation Name") == "workflow":
             assert node.get("Rows Removed by Filter", 0) == 0
+
+
+def test_pruning_asks_for_each_parent(postgres_server: str) -> None:
+    """Where hardly any workflow lives and none has a parent, a planner would read them all once to find those."""
+    with _new_database(postgres_server, "template0") as url:
+        migrate(url)
+        with closing(Sql(url)) as sql:
+            sql.execute(ALL_FINISHED)
+            sql.execute("VACUUM ANALYZE celery_durable.workflow")
+            nodes = explain(sql, "workflows", "prune", {**SWEEP, "ages": [0.0] * 3}, uses=10)
+    scans = {
+        node["Node Type"] for node in nodes if node.get("Relation Name") == "workflow" and "Scan" in node["Node Type"]
+    }
+    assert "Seq Scan" not in scans
+    assert scans
 
 
 def test_pruning_passes_over_what_is_kept_for_ever(full: Sql) -> None:

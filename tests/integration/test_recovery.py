@@ -384,6 +384,16 @@ def test_prune_goes_by_the_final_state(rig: Rig) -> None:
     assert [row.id for row in left] == ["CANCELLED-old", "FAILURE-old", "FAILURE-older"]
 
 
+def test_prune_waits_for_its_index(rig: Rig) -> None:
+    """While a release is rolled out it isn't there for some time, and each batch would read the whole table."""
+    rig.finish(rig.run("old"))
+    rig.age("old", "finished_at", 100)
+    rig.sql.execute("DELETE FROM celery_durable.migration WHERE number = 3")
+    assert rig.prune(retention=60) == []
+    rig.sql.execute("INSERT INTO celery_durable.migration (number) VALUES (3)")
+    assert rig.prune(retention=60) == ["old"]
+
+
 def test_prune_takes_what_is_old_delivered_and_released(rig: Rig) -> None:
     """With everything that belongs to it, and nothing else."""
     for each, dispatched in (("old", True), ("young", True), ("undelivered", False), ("held", True)):

@@ -116,12 +116,12 @@ print(sorted(name for name in sys.modules if name.startswith("celery_durable.") 
 def test_command_imports_fast() -> None:
     """Beyond Celery's own command without plugins, importing ours takes less than 60 ms."""
     code = """
-import importlib.metadata, time
+import importlib.metadata, time  # the processor's: whatever else runs on this machine
 importlib.metadata.entry_points = lambda **group: []
 import celery.bin.celery
-before = time.perf_counter()
+before = time.process_time()
 import celery_durable.cli
-print(time.perf_counter() - before)
+print(time.process_time() - before)
 """
     assert median(float(_run(code)) for _ in range(9)) < 0.06
 
