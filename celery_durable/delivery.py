@@ -68,10 +68,11 @@ def _run(message: _Message, claim: Claim, body: Callable[[], Any]) -> Any:
     outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
     try:
         settled = message.settle(attempt, outcome)
+        tell("attempt_ended", report, settled.ending)
     except SoftTimeLimitExceeded:
         # The function has ended, and its limit with it; what was settled already is found so.
         settled = message.settle(attempt, outcome)
-    tell("attempt_ended", report, settled.ending)
+        tell("attempt_ended", report, settled.ending)
     return message.tell_celery(attempt, settled)
 
 

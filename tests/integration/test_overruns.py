@@ -484,6 +484,28 @@ def test_celerys_own_autoretry_does_not_take_that_limit_for_the_steps(shop: Inpr
     assert steps(shop) == {}
 
 
+class Struck(Observer):
+    """Is met by the limit of the task when the end of an attempt is told, the first time."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def attempt_ended(self, report: Any, ending: str) -> None:
+        self.told.append(ending)
+        if len(self.told) == 1:
+            raise SoftTimeLimitExceeded
+
+
+def test_celerys_limit_after_the_end_changes_nothing(shop: Inprocess) -> None:
+    """What is committed is what Celery is told, and whoever watches."""
+    observer = Struck()
+    shop.installation.observers.add(observer)
+    order(shop, lambda: "done")
+    assert shop.run("w1") == "done"
+    assert observer.told == ["SUCCESS", "SUCCESS"]
+    assert status(shop).state == "SUCCESS"
+
+
 class Interruptions(Observer):
     """Notes after which steps connections are closed."""
 
