@@ -46,12 +46,12 @@ class Migration:
 
     def statements(self, schema: str) -> list[str]:
         """Return its statements, without comments."""
-        parts = _END.split(_COMMENT.sub("", in_schema(self.text, schema)))
-        return [part.strip() for part in parts if part.strip()]
+        parts = _END.split(_COMMENT.sub("", self.text))
+        return [in_schema(part.strip(), schema) for part in parts if part.strip()]
 
     def at_once(self, schema: str) -> str:
         """Return it as a part of the transaction that makes the schema, where nobody has to be spared."""
-        return in_schema(self.text, schema).replace(" CONCURRENTLY", "") + self.note(schema)
+        return in_schema(self.text.replace(" CONCURRENTLY", ""), schema) + self.note(schema)
 
     def by_hand(self, schema: str) -> str:
         """Return it for psql: an online one must not be run in a transaction."""

@@ -147,7 +147,7 @@ def test_a_database_that_is_too_new_is_refused(database_url: str, sql: Sql, auto
         migrate(database_url)
 
 
-@pytest.mark.parametrize("schema", ["Orders", 'we"ird', "with space", "a.b", "{x}", "select", "ü" * 31])
+@pytest.mark.parametrize("schema", ["Orders", 'we"ird', "a.b", "{x}", "select", "a CONCURRENTLY", "ü" * 31])
 def test_any_schema_name_works_for_every_statement(empty_database_url: str, empty: Sql, schema: str) -> None:
     """Quotes, capitals, dots and braces are parts of a name."""
     assert migrate(empty_database_url, schema) == ALL
