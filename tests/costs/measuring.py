@@ -58,7 +58,7 @@ def sizes(url: str) -> dict[str, float]:
     """Measure what stays in the database of each thing, indexes included, on an empty one of a quiet server."""
     migrate(url)
     with closing(Sql(url)) as sql, closing(Bench(url, sql)) as bench:
-        return {what: _growth(partial(bench.times, MUCH, put), sql) / MUCH for what, put in bench.things.items()}
+        return {what: _growth(partial(bench.times, MUCH, put), sql) / MUCH for what, put in bench.things(MUCH).items()}
 
 
 def _growth(put: Act, sql: Sql) -> float:

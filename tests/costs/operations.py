@@ -57,14 +57,13 @@ class Bench:
 
         self.charge, self.fulfil = charge, fulfil
 
-    @property
-    def things(self) -> dict[str, Act]:
-        """Return what can be put into the database, each with the way to do it once."""
-        attempt = self.running()
+    def things(self, many: int) -> dict[str, Act]:
+        """Return what can be put into the database, each with the way to do it so many times, once a call."""
+        attempt, *others = [self.running() for _ in range(many + 1)]
         return {
             "a finished workflow": lambda: self.finish(self.running()),
             "a step": lambda: self.step(attempt),
-            "a suspension, or another end of an attempt": lambda: runner.hand_over(self.running()),
+            "a suspension, or another end of an attempt": lambda: runner.hand_over(others.pop()),
             "a message": lambda: durable.send(attempt.id, {"parcel": 7}, app=self.app),
         }
 
