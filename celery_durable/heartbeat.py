@@ -23,7 +23,10 @@ _NO_PATIENCE = 0.0
 
 
 class Heartbeat(Loop):
-    """Writes what is active here, every so many seconds; ``elected``: this node does the sweeps; ``began``: it was known once."""
+    """Writes what is active here, every so many seconds.
+
+    ``began``: it was written once; ``elected``: this node does the sweeps.
+    """
 
     def __init__(
         self,
