@@ -252,6 +252,8 @@ PAGE: dict[str, Any] = {
         {"names": ["rare"]},
         {"names": ["order"]},
         {"names": ["order"], "states": ["FAILURE"], "ended": True},
+        {"names": ["rare"], "states": ["FAILURE"], "ended": True},
+        {"names": ["order"], "states": ["DEAD"], "ended": True},
         {"id": "w777"},
         {"root_id": "w777"},
         {"parent_id": "w777"},
@@ -274,6 +276,15 @@ def test_counts_read_no_more_than_they_count(full: Sql, state: str) -> None:
     explained = Explained(full.connection.info.dsn)
     ended = state in states.FINAL
     explained.plan("count", {**dict.fromkeys(Filters.__slots__), "state": state, "ended": ended, "most": 1000})
+    assert explained.read_rows <= 1500
+
+
+@pytest.mark.parametrize("state", ["DEAD", "FAILURE", "CANCELLED"])
+def test_counts_of_a_task_read_no_more_than_they_count(full: Sql, state: str) -> None:
+    """Also of a task that has none of that state."""
+    explained = Explained(full.connection.info.dsn)
+    filters = {**dict.fromkeys(Filters.__slots__), "names": ["order"]}
+    explained.plan("count", {**filters, "state": state, "ended": True, "most": 1000})
     assert explained.read_rows <= 1500
 
 
