@@ -23,7 +23,10 @@ _NO_PATIENCE = 0.0
 
 
 class Heartbeat(Loop):
-    """Writes what is active here, every so many seconds; ``elected``: this node does the sweeps."""
+    """Writes what is active here, every so many seconds.
+
+    ``began``: it was written once; ``elected``: this node does the sweeps.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class Heartbeat(Loop):
         able: Callable[[], bool],
     ) -> None:
         super().__init__("heartbeat")
-        self.elected = False
+        self.elected = self.began = False
         self._store = store
         self._facts = facts
         self._registry = registry
@@ -77,7 +80,7 @@ class Heartbeat(Loop):
             able=self._able(),
             patience=_NO_PATIENCE,
         )
-        self._as_of = answer.seen
+        self.began, self._as_of = True, answer.seen
         newly_elected = answer.elected and not self.elected
         self.elected = answer.elected
         if newly_elected:

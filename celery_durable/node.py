@@ -289,8 +289,11 @@ class Node(Loop):
             self._sweep_due = min(self._sweep_due, time.monotonic() + due)
 
     def _build(self) -> None:
-        """Go on with the indexes that a new release has: the first worker that has it builds them while it works."""
-        if self._building is None:
+        """Go on with the indexes that a new release has: the first worker that has it builds them while it works.
+
+        Not before the first heartbeat: by then what they are built on is there, however long a transaction held it up.
+        """
+        if self._building is None or not self._heartbeat.began:
             return
         try:
             next(self._building)

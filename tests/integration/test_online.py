@@ -12,8 +12,12 @@ from threading import Event
 
 import psycopg
 import pytest
+from celery import Celery
 
+import celery_durable as durable
 from celery_durable.exceptions import DatabaseUnavailable
+from celery_durable.installation import installed_on
+from celery_durable.node import Node
 from celery_durable.store import Store
 from celery_durable.store.ledger import migrations
 from celery_durable.store.migrate import migrate, missing_in
@@ -167,6 +171,22 @@ def test_before_the_quick_ones_nothing_is_built(empty_database_url: str, plain: 
     """An index may be one of a column that isn't there yet."""
     plain.execute("DELETE FROM celery_durable.migration WHERE number = 2")
     assert finish(build(empty_database_url, SCHEMA, wait=False)) == []
+
+
+def test_a_worker_that_started_while_a_quick_one_had_to_wait(
+    empty_database_url: str, empty_first: Sql, broker_url: str
+) -> None:
+    """A long transaction has a table: when it has ended the worker applies both kinds, in their order."""
+    app = Celery("shop", broker=broker_url, set_as_current=False)
+    durable.install(app, database_url=empty_database_url, heartbeat_interval=0.5, lease=2)
+    node = Node(installed_on(app), "worker@test")
+    with psycopg.connect(empty_database_url) as long:
+        long.execute("SELECT FROM celery_durable.workflow")
+        node.start()
+    try:
+        wait_until(lambda: missing_in(empty_database_url, SCHEMA) == [], 30, "nothing is missing")
+    finally:
+        node.stop()
 
 
 def test_nobody_waits_for_a_second(empty_database_url: str, empty_first: Sql) -> None:
