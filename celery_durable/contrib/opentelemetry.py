@@ -213,8 +213,8 @@ class Tracing(Observer):
         if not self._is_ours(task):
             return
         running, delivery = _running.get(), _delivery.get()
-        _running.set(None)
-        _delivery.set(None)
+        for left in (_running, _delivery, _try):
+            left.set(None)
         if running is not None:
             running.is_over = True
             for each in list(running.tries):

@@ -410,6 +410,8 @@ class Exporter:
 
     def _remove(self) -> None:
         if self._own_directory is not None:
+            # By SIGHUP Celery runs the program anew in this environment: that one makes a directory of its own.
+            os.environ.pop(DIRECTORY_VARIABLE, None)
             shutil.rmtree(self._own_directory, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
@@ -25,7 +26,7 @@ from opentelemetry.trace import SpanKind, TraceFlags
 
 import celery_durable as durable
 from celery_durable.contrib import opentelemetry
-from celery_durable.engine.context import running
+from celery_durable.engine.context import Attempt, boot_time, running
 from celery_durable.engine.observer import Observer
 from celery_durable.engine.step import Call, StepSpec
 from celery_durable.engine.waiting import complete
@@ -577,6 +578,29 @@ def test_a_try_that_was_killed_is_told_by_the_next_attempt(traced: Traced, sql: 
     assert [each["exception.type"] for each in (step, workflow)] == ["celery_durable.exceptions.StepTimeout"] * 2
     assert step["celery_durable.step.key"] == "hangs"
     assert traced.named("step/hangs") == []
+
+
+def test_a_try_without_an_outcome_is_not_taken_for_the_next_workflows(traced: Traced, sql: Sql) -> None:
+    """This process has lost a workflow in a step; the next one's step of the same name was killed elsewhere."""
+    shop = traced.shop
+
+    def lose() -> None:
+        sql.execute("UPDATE celery_durable.workflow SET token = gen_random_uuid(), attempt = 2")
+
+    task = order(shop, lambda: durable.as_step(lose, name="hangs")())
+    assert isinstance(traced.run(), Ignore)
+    task.apply_async(task_id="w2")
+    claim = shop.installation.store.workflows.claim("w2", "order", uuid.uuid4(), shop.node, retries=0, patience=0)
+    assert claim is not None
+    attempt = Attempt.of(shop.installation.engine, "order", claim, boot_time())
+    with running(attempt):
+        complete(Call(attempt, StepSpec("hangs"), (), {}).save_try(None))
+    sql.execute("UPDATE celery_durable.checkpoint SET overran = true")
+    crash(shop, attempt)
+    assert isinstance(traced.run("w2"), StepTimeout)
+    _, run = traced.named("run/order")
+    errors = [dict(event.attributes or {}) for event in run.events if event.name == "exception"]
+    assert errors[0].get("celery_durable.step.key") == "hangs"
 
 
 def test_nothing_of_what_a_workflow_works_with_is_in_its_spans(traced_so: Traced) -> None:

@@ -207,6 +207,31 @@ def test_names_that_earlier_processes_have_told(tmp_path: Path) -> None:
     assert len(list(page.samples(TRIES))) == MOST_STEPS + 1
 
 
+RESTART = """
+import os
+from types import SimpleNamespace
+from celery import Celery, signals
+from celery.concurrency.prefork import TaskPool
+import celery_durable as durable
+from celery_durable.contrib import prometheus
+app = Celery("shop", set_as_current=False)
+durable.install(app, database_url="postgresql://localhost/shop")
+exporter = prometheus.Exporter(app, 9540, "127.0.0.1")
+exporter.prepare(SimpleNamespace(pool_cls=TaskPool))
+assert os.environ["PROMETHEUS_MULTIPROC_DIR"].startswith(os.environ["TMPDIR"])
+exporter._close()
+assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+"""
+
+
+def test_a_worker_that_stops_leaves_no_environment(tmp_path: Path) -> None:
+    """By SIGHUP Celery runs the program anew in it: the directory is gone by then, but would be taken for given."""
+    env = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    env |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", RESTART], env=env, check=True, timeout=60)
+    assert not list(tmp_path.iterdir())
+
+
 def test_metrics_that_break_break_no_workflow(
     shop: Inprocess, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
