@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
@@ -67,9 +68,14 @@ def ask(question: str, *, yes: bool) -> None:
     """Ask before something is done, unless that was answered by ``--yes``; raise where nobody can be asked."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not standard_input().isatty():
         raise click.ClickException(f"{question} Nobody is there to be asked: pass --yes.")
     click.confirm(question, abort=True, err=True)
+
+
+def standard_input() -> TextIO:
+    """Return it; where it is closed, an empty one."""
+    return sys.stdin or io.StringIO()
 
 
 def _told(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from celery.bin.base import CeleryOption
 import celery_durable as durable
 
 from .. import states
+from .command import standard_input
 from .output import number
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,8 +88,8 @@ def ids_in(ids: Sequence[str], filters: Mapping[str, Any]) -> list[str] | None:
     if filters:
         return None
     named = [each for each in ids if each != "-"]
-    if "-" in ids or (not ids and not sys.stdin.isatty()):
-        named += [each.rstrip("\r\n") for each in sys.stdin if each.strip()]
+    if "-" in ids or (not ids and not standard_input().isatty()):
+        named += [each.rstrip("\r\n") for each in standard_input() if each.strip()]
     if not named and "-" not in ids:
         raise click.UsageError("Which workflows? Give ids, - to read them from standard input, or filters.")
     return list(dict.fromkeys(named))

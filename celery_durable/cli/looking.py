@@ -55,7 +55,7 @@ def list_(
         echo_json(found)
     elif only_ids:
         for status in found:
-            click.echo(status.id)
+            click.echo(line(status.id))  # one that has several lines would be several ids to the next command
     else:
         _print_list(ctx, app, filters, search, found, limit)
 

@@ -17,20 +17,20 @@ import click
 LONGEST_VALUE = 2_000
 #: Bits of a number that Python is willing to write in decimals.
 _LONGEST_INT = 10_000
+#: Levels of a value: Python can't write it down to any depth, and one value must not hide the rest.
+_DEEPEST = 100
 _UNITS: tuple[tuple[int, str, int, str], ...] = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
 def echo_json(value: Any) -> None:
     """Print a value as JSON, in plain ASCII."""
-    try:
-        text = json.dumps(as_json(value), indent=2)
-    except RecursionError:
-        text = json.dumps("<nested too deeply to be shown>")
-    click.echo(text)
+    click.echo(json.dumps(as_json(value), indent=2))
 
 
-def as_json(value: Any) -> Any:
+def as_json(value: Any, depth: int = 0) -> Any:
     """Return a value as JSON has it: dataclasses by their fields, times in ISO 8601, anything else by its repr."""
+    if depth > _DEEPEST:
+        return "<nested too deeply to be shown>"
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
@@ -42,11 +42,11 @@ def as_json(value: Any) -> Any:
     if isinstance(value, BaseException):
         return _error(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: as_json(getattr(value, field.name), depth + 1) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else text_of(key): as_json(each) for key, each in value.items()}
+        return {key if isinstance(key, str) else text_of(key): as_json(each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(each) for each in value]
+        return [as_json(each, depth + 1) for each in value]
     return text_of(value)
 
 

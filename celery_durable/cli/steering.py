@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from celery.bin.base import CeleryOption, handle_preload_options
 import celery_durable as durable
 
 from .. import states
-from .command import DurableCommand, app_of, ask, json_option, yes_option
+from .command import DurableCommand, app_of, ask, json_option, standard_input, yes_option
 from .filters import BATCH, counted, filter_options, filters_in, ids_in, matching, told
 from .output import echo_json, line, progress
 
@@ -121,7 +120,7 @@ def send(
 ) -> None:
     """Send the workflow ID a MESSAGE, which is JSON; - reads it from standard input."""
     app = app_of(ctx)
-    durable.send(id, _parsed(sys.stdin.read() if message == "-" else message), topic, idempotency_key, app=app)
+    durable.send(id, _parsed(standard_input().read() if message == "-" else message), topic, idempotency_key, app=app)
     if as_json:
         echo_json({"id": id, "topic": topic, "idempotency_key": idempotency_key})
     else:

@@ -54,7 +54,7 @@ class Steer(BaseApiHandler):
             raise HTTPError(403, "Read only mode is enabled")
         try:
             workflow_id = self.said("id") or ""
-            logger.info("%s asks in Flower: %s workflow %r", self.who(), action, workflow_id)
+            logger.info("%s asks in Flower: %s workflow %.300r", self.who(), action, workflow_id)
             self.write(await in_thread(partial(getattr(self, action), workflow_id)))
         except (DurableError, ValueError) as error:
             self.set_status(status_of(error))

@@ -61,7 +61,11 @@ class Flowers:
     @cached_property
     def signed_in(self) -> Flower:
         """Who has signed in elsewhere may look and act, behind a prefix."""
-        return self._start({}, f"--auth={EMAIL}", f"--cookie_secret={SECRET}", prefix="ops/flower")
+        elsewhere = ["key=key", "secret=secret", "redirect_uri=http://127.0.0.1/login"]
+        return self._start(
+            {}, f"--auth={EMAIL}", f"--cookie_secret={SECRET}", *(f"--oauth2_{each}" for each in elsewhere),
+            "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler", prefix="ops/flower",
+        )  # fmt: skip
 
     @cached_property
     def adrift(self) -> Flower:
@@ -400,6 +404,20 @@ def test_signed_in_behind_a_prefix(site: Site, flowers: Flowers, browser: Browse
     assert browser.url.startswith(f"{flower.url}/workflow?")
     assert f"{EMAIL} asks in Flower: cancel workflow {name!r}" in flower.log
     assert browser.evaluate("getComputedStyle(document.querySelector('.durable-card')).overflow") == "hidden"
+
+
+def test_signed_out_while_a_page_is_open(site: Site, flowers: Flowers, browser: Browser, name: str) -> None:
+    """The page says so, and doesn't ask for more, though signing in is another site's."""
+    site.shop.receiver.apply_async([name], task_id=name)
+    in_state(site, name, "SUSPENDED")
+    flower = flowers.signed_in
+    browser.open(f"{flower.origin}/")
+    browser.set_cookie(flower.url, "user", create_signed_value(SECRET, "user", EMAIL).decode())
+    browser.open(flower.url + page_of(name))
+    browser.wait_for("#durable-refresh", "Live")
+    browser.set_cookie(flower.url, "user", "nobody")
+    browser.wait_for("#durable-notice", "You aren't signed in any more")
+    assert browser.evaluate("document.getElementById('durable-live').dataset.over") == "yes"
 
 
 # What is hostile, large, broken or gone

@@ -321,6 +321,17 @@ def test_ids_from_standard_input(cli: Cli, shop: Inprocess, order: Any) -> None:
     assert "Which workflows?" in cli("cancel", stdin="", status=2)
 
 
+def test_ids_of_several_lines(cli: Cli, shop: Inprocess, order: Any) -> None:
+    """An id can't pass for others in a pipe, nor steer a terminal: it is printed in one line, and means nobody then."""
+    for name in ("a", "b", "a\nb", "a\rb", "\x1b[31m"):
+        order.apply_async(task_id=name)
+    printed = cli("list", "--ids")
+    assert sorted(printed.splitlines()) == sorted(["a", "b", "a\\nb", "a\\rb", "\\x1b[31m"])
+    assert "nothing was done" in cli("cancel", "-", stdin=printed, status=1)
+    assert cli("cancel", "a\nb") == "a\\nb: cancelled\n"
+    assert cli.json("list", "--count") == {"CANCELLED": 1, "ENQUEUED": 4}
+
+
 def test_many_from_standard_input(cli: Cli, shop: Inprocess, order: Any, sql: Sql) -> None:
     """As many as there are, in batches."""
     order.apply_async(task_id="a")

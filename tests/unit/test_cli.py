@@ -17,8 +17,8 @@ import pytest
 import celery_durable as durable
 from celery_durable.cli import durable as group
 from celery_durable.cli.chart import draw, legend
-from celery_durable.cli.command import DurableCommand
-from celery_durable.cli.filters import filters_in, seconds_of, time_of
+from celery_durable.cli.command import DurableCommand, ask
+from celery_durable.cli.filters import filters_in, ids_in, seconds_of, time_of
 from celery_durable.cli.output import as_json, duration, echo_json, line, moment, number, progress, short, text_of
 from celery_durable.timeline import Bar, Lane, Timeline
 
@@ -126,12 +126,14 @@ def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_of_what_is_nested_deeply(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is named instead of shown."""
+    """It is named instead of shown from some level on, and hides nothing beside it."""
     value: list[Any] = []
     for _ in range(100_000):
         value = [value]
-    echo_json(value)
-    assert json.loads(capsys.readouterr().out) == "<nested too deeply to be shown>"
+    echo_json([value, Point({"a": value, "b": 1})])
+    printed = capsys.readouterr().out
+    assert printed.count("<nested too deeply to be shown>") == 2
+    assert json.loads(printed)[1]["x"]["b"] == 1
     while value:  # not all at once, which would take as deep a stack
         value = value.pop()
 
@@ -180,6 +182,16 @@ def test_moments() -> None:
     """Local time, without fractions; nothing for none."""
     assert moment(None) == ""
     assert moment(START) == f"{START.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def test_without_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is closed, no ids come by it, and nobody is there to be asked."""
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(click.UsageError, match="Which workflows"):
+        ids_in((), {})
+    assert ids_in(("-",), {}) == []
+    with pytest.raises(click.ClickException, match="--yes"):
+        ask("Cancel them?", yes=False)
 
 
 @pytest.mark.parametrize("length", [4, None])

@@ -38,8 +38,13 @@
         var url = new URL(window.location.href);
         url.searchParams.set("shown", live.dataset.version);
         window.clearTimeout(timer);
-        return fetch(url, {headers: {Accept: "application/json"}, credentials: "same-origin"}).then(function (answer) {
-            if (answer.redirected || answer.status === 401 || answer.status === 403) {
+        // Who isn't signed in any more is sent to another site, which a fetch may not follow.
+        return fetch(url, {
+            headers: {Accept: "application/json"},
+            credentials: "same-origin",
+            redirect: "manual"
+        }).then(function (answer) {
+            if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) {
                 return over("You aren't signed in any more: load this page again.");
             }
             if (answer.status === 404) {
