@@ -378,6 +378,7 @@ def run(code: str, url: str, name: str, before: str = "") -> None:
     """Run code in a Python of its own that has a watcher."""
     prepared = (
         f"{before}\nimport os, threading, time\nfrom celery import Celery, signals\n"
+        "import celery_durable.app, kombu.transport.redis\n"  # as every worker has it before it forks
         "from celery_durable.step_events import StepEvents\nfrom tests.unit.test_step_events import report\n"
         f"name = {name!r}\nwatcher = StepEvents(Celery('shop', broker={url!r}))\n"
     )

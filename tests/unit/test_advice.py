@@ -448,7 +448,7 @@ def test_an_app_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken_tasks.py").write_text("raise RuntimeError('no\\nsecrets')\n")
     done = advise_command("broken", PYTHONPATH=os.pathsep.join([str(tmp_path), str(CHECKOUT)]))
     assert done.returncode == 1
-    assert done.stderr == "Error: The app can't be imported: no secrets\n"
+    assert done.stderr == "Error: The app can't be imported: RuntimeError: no secrets\n"
 
 
 def test_it_contacts_nobody() -> None:
