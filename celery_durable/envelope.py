@@ -23,7 +23,7 @@ from . import broker
 from .broker import PATIENCE, SHORT_TRY
 from .exceptions import CodecError, ConfigurationError, SerializationError
 from .seal import HIDDEN
-from .serialization import Codec
+from .serialization import TYPED, Codec
 from .shapes import advice_on
 from .store.rows import StoredMessage
 from .text import printable, summary
@@ -319,12 +319,15 @@ def _stamp(moment: datetime | None) -> str | None:
 def _encoded(body: Any, serializer: str, task_name: str) -> tuple[str, str, bytes]:
     try:
         content_type, content_encoding, data = dumps(body, serializer=serializer)
+        raw = data.encode() if isinstance(data, str) else data
+        if TYPED in raw:
+            loads(raw, content_type, content_encoding, accept={content_type})
     except Exception as error:
         raise SerializationError(
             f"The arguments of the task {task_name} can't be serialized as {serializer} ({error}): "
             f"pass plain data, such as a key instead of an object.{advice_on(body)} Nothing was enqueued."
         ) from error
-    return content_type, content_encoding, data.encode() if isinstance(data, str) else data
+    return content_type, content_encoding, raw
 
 
 def _fresh_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,9 @@ JSON = "application/json"
 COMPRESSED_FROM = 1024
 #: A value may be so many times as large as ``max_payload`` where it is stored compressed.
 MOST_EXPANSION = 16
+#: By this key kombu's JSON knows values of other types again. Data of the app's own that has it may be no such value,
+#: and can't be read back then: so what has it is read before it is kept or sent.
+TYPED = b'"__type__"'
 #: Characters.
 LONGEST_HEADLINE = 200
 _CONTENT_TYPE = re.compile(r"(.+?)(?:; compression=([^;]+))?(?:; shape=(json|python))?", re.DOTALL)
@@ -144,6 +147,8 @@ class Codec:
                     return self._stored(raw, content_type, what, mode)
         try:
             raw, content_type = self._serialized(value)
+            if TYPED in raw:
+                self._loaded(raw, content_type)
         except Exception as error:
             hinted = "" if unfit is None else f"; by its type hint: {summary(unfit)}"
             raise SerializationError(

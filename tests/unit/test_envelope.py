@@ -141,6 +141,13 @@ def test_arguments_that_cannot_be_serialized_are_an_error(app: Celery, serialize
         published(app, args=(Unspeakable(),), serializer=serializer)
 
 
+def test_arguments_that_could_not_be_read_back_are_an_error(app: Celery) -> None:
+    """Of somebody's JSON kombu may take a part for a value of another type; no worker could ever read the message."""
+    with pytest.raises(SerializationError, match=r"charge can't be serialized as json.*Nothing was enqueued"):
+        published(app, args=({"__type__": "datetime", "__value__": "x"},), serializer="json")
+    assert published(app, args=({"__type__": "datetime"},), serializer="json").body
+
+
 def test_headers_that_cannot_be_kept_are_an_error(app: Celery) -> None:
     """Otherwise the workflow couldn't be sent again as it was."""
     with pytest.raises(SerializationError, match="charge can't be kept as JSON"):

@@ -316,20 +316,19 @@ class Unreadable:
         return int, ("not a number",)
 
 
-@pytest.mark.parametrize(
-    ("serializer", "value"),
-    [("pickle", Unreadable()), ("json", {"__type__": "nobody's", "__value__": 1})],
-    ids=["pickle", "json"],
-)
-def test_a_value_whose_decoding_fails_is_named(serializer: str, value: Any) -> None:
+def test_a_value_whose_decoding_fails_is_named() -> None:
     """The engine reads what it writes, so that this is the step's outcome."""
-    codec = Codec.of(serializer, [serializer], 10_000)
-    payload = codec.encode(value, "The result of step 'charge'")
+    codec = Codec.of("pickle", ["pickle"], 10_000)
+    payload = codec.encode(Unreadable(), "The result of step 'charge'")
     with pytest.raises(SerializationError, match="The result of step 'charge' can't be read back"):
         codec.decode(payload, "The result of step 'charge'")
 
 
-@pytest.mark.parametrize("value", [object(), {1: object()}, {"x": lambda: 1}], ids=["object", "inside", "lambda"])
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1: object()}, {"x": lambda: 1}, [{"__type__": "nobody's", "__value__": 1}]],
+    ids=["object", "inside", "lambda", "taken for another type"],
+)
 def test_a_value_that_cannot_be_encoded_is_named(value: Any) -> None:
     """The error says what it was, and what to do."""
     with pytest.raises(SerializationError, match="The result of step 'charge' can't be serialized as json"):
