@@ -131,7 +131,8 @@ def test_one_trace_over_a_hand_over_a_wait_and_a_child(site: Site, env: dict[str
     within = outline(site)
     assert within[f"apply_async/{TRACED}.parent"] == [f"run/{TRACED}.parent"] * len(runs)
     assert within[f"run/{TRACED}.parent"] == [f"apply_async/{SHOP}.order", *[f"step/{SHOP}.work"] * 2]
-    assert within[f"apply_async/{SHOP}.order"] == [f"run/{SHOP}.order"]
+    # Of a message that came twice, too.
+    assert set(within[f"apply_async/{SHOP}.order"]) == {f"run/{SHOP}.order"}
     assert within[f"run/{SHOP}.order"] == [f"step/{SHOP}.work"]
 
 

@@ -117,7 +117,7 @@ class Listener(threading.Thread):
 
     def ids(self, name: str) -> list[str]:
         """The tasks whose ids begin like this, in the order in which they came."""
-        return [task_id for task_id in self.state.tasks.data if task_id.startswith(name)]
+        return [task_id for task_id in list(self.state.tasks.data) if task_id.startswith(name)]
 
 
 def new_app(url: str, **conf: Any) -> Celery:

@@ -7,9 +7,11 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+from django.utils.module_loading import autodiscover_modules
 
 from ...exceptions import ConfigurationError
 from ...installation import Installation, installations
+from ...text import summary
 from .databases import connection_of
 from .schema import alias_of_workflows, schema_name
 from .transactions import Alias
@@ -72,6 +74,15 @@ def _of_app(installation: Installation) -> Iterator[CheckMessage]:
     ):
         if of_app != of_django:
             yield _disagreement(installation.app.main, setting, of_app, of_django)
+    try:
+        # Not by Celery's loader, which runs all checks itself.
+        autodiscover_modules("tasks")
+    except Exception as error:  # noqa: BLE001 - a module of tasks is any code, and no reason to stop every command
+        yield Warning(
+            f"The tasks of the installed apps can't be imported ({summary(error)}), and weren't checked.",
+            hint="A worker that imports them doesn't start: mend the module.",
+            id="celery_durable.W003",
+        )
     for task in list(installation.app.tasks.values()):
         place = getattr(getattr(task, "durable_spec", None), "atomic", None)
         if isinstance(place, Alias):
