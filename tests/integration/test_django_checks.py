@@ -10,7 +10,7 @@ from weakref import WeakSet
 import pytest
 from celery import Celery
 from django.core.checks import CheckMessage
-from django.test import override_settings
+from django.test import modify_settings, override_settings
 
 import celery_durable as durable
 from celery_durable import installation
@@ -96,6 +96,17 @@ def test_the_default_database_is_no_postgres(tmp_path: Path) -> None:
     done = bakery.run(["manage.py", "check"], DATABASES=databases, CELERY_DURABLE_DATABASE="durable")
     assert "1 issue" in done.stderr
     assert "celery_durable.E005) The step orders.tasks.bake is atomic='default'" in done.stderr
+
+
+def test_tasks_that_can_not_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W003: it is told, and neither this check nor any other command ends by it."""
+    (tmp_path / "broken_shop").mkdir()
+    (tmp_path / "broken_shop" / "__init__.py").touch()
+    (tmp_path / "broken_shop" / "tasks.py").write_text("raise RuntimeError('out of flour')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with modify_settings(INSTALLED_APPS={"append": "broken_shop"}):
+        findings = found(CELERY_DURABLE_DATABASE="default")
+    assert "out of flour" in findings["W003"]
 
 
 def test_no_alias() -> None:

@@ -58,8 +58,22 @@ def _of_apps() -> Iterator[CheckMessage]:
             hint="Import the app in the project's __init__.py, and call durable.install(app) where it is made.",
             id="celery_durable.W002",
         )
+    yield from _of_modules()
     for installation in found:
         yield from _of_app(installation)
+
+
+def _of_modules() -> Iterator[CheckMessage]:
+    """Import all tasks, so that their steps can be checked, whichever check of Django's comes first."""
+    try:
+        # Not by Celery's loader, which runs all checks itself.
+        autodiscover_modules("tasks")
+    except Exception as error:  # noqa: BLE001 - a module of tasks is any code, and no reason to stop every command
+        yield Warning(
+            f"The tasks of the installed apps can't be imported ({summary(error)}), and weren't checked.",
+            hint="A worker that imports them doesn't start: mend the module.",
+            id="celery_durable.W003",
+        )
 
 
 def _of_app(installation: Installation) -> Iterator[CheckMessage]:
@@ -74,15 +88,6 @@ def _of_app(installation: Installation) -> Iterator[CheckMessage]:
     ):
         if of_app != of_django:
             yield _disagreement(installation.app.main, setting, of_app, of_django)
-    try:
-        # Not by Celery's loader, which runs all checks itself.
-        autodiscover_modules("tasks")
-    except Exception as error:  # noqa: BLE001 - a module of tasks is any code, and no reason to stop every command
-        yield Warning(
-            f"The tasks of the installed apps can't be imported ({summary(error)}), and weren't checked.",
-            hint="A worker that imports them doesn't start: mend the module.",
-            id="celery_durable.W003",
-        )
     for task in list(installation.app.tasks.values()):
         place = getattr(getattr(task, "durable_spec", None), "atomic", None)
         if isinstance(place, Alias):
