@@ -60,11 +60,21 @@ class InlineBody:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the body with a request of its own, so that a bound task sees itself and not its workflow."""
-        inline = _Try(self._task, self._as_celery)
+        task, inline = self._task, _Try(self._task, self._as_celery)
         request = _request(inline, args, kwargs)
         value = None
-        with inline.translated(), _pushed(self._task, request):
+        # Not as context managers, whose generators would cost as much as all of the rest: each step comes by here.
+        _state._task_stack.push(task)
+        task.request_stack.push(request)
+        try:
             value = inline.checked(self._run(*args, **kwargs))
+        except Exception:
+            with inline.translated():
+                raise
+        finally:
+            task.request_stack.pop()
+            _state._task_stack.pop()
+            inline.leave()
         return self._awaited(value, inline, request) if inspect.iscoroutine(value) else value
 
     async def _awaited(self, value: Any, inline: _Try, request: Context) -> Any:
@@ -140,8 +150,11 @@ class _Try:
                 raise GivenUp(error) from error
             raise
         finally:
-            # Celery leaves it to the next run of the task, which may be another workflow's.
-            vars(self._task).pop("override_max_retries", None)
+            self.leave()
+
+    def leave(self) -> None:
+        """Forget what Celery leaves to the next run of the task, which may be another workflow's."""
+        vars(self._task).pop("override_max_retries", None)
 
     def _after(self, asked: Retry) -> BaseException:
         """Return what the step shall raise for a retry."""
@@ -253,17 +266,6 @@ def _request(inline: _Try, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Con
         hostname=attempt.worker,
         durable_inline=inline,
     )
-
-
-@contextmanager
-def _pushed(task: Any, request: Context) -> Iterator[None]:
-    _state._task_stack.push(task)
-    task.request_stack.push(request)
-    try:
-        yield
-    finally:
-        task.request_stack.pop()
-        _state._task_stack.pop()
 
 
 def _is_caught_by_autoretry(error: BaseException | None) -> bool:

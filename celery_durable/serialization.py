@@ -16,13 +16,15 @@ from datetime import datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from hashlib import blake2b
+from json import JSONDecoder
 from pathlib import PurePath
 from typing import Any, cast
 
 from kombu import compression as compressions
 from kombu.serialization import dumps, loads, prepare_accept_content, registry
-from kombu.utils.json import JSONEncoder
+from kombu.utils.json import JSONEncoder, object_hook
 from kombu.utils.json import dumps as json_dumps
+from kombu.utils.json import loads as json_loads
 
 from .errors import TryError, decode_error, decode_errors, encode_error, sealed_line, sealed_part, unread_line
 from .exceptions import CodecError, ConfigurationError, PayloadTooLarge, SerializationError
@@ -236,12 +238,14 @@ class Codec:
         return payload.data if compression is None else self._expanded(payload.data, compression), content_type, mode
 
     def _serialized(self, value: Any) -> tuple[bytes, str]:
-        content_type, _, data = dumps(value, serializer=self.serializer)
+        content_type, data = _dumped(value, self.serializer)
         return data.encode() if isinstance(data, str) else data, content_type
 
     def _loaded(self, raw: bytes, content_type: str) -> Any:
         if not raw:
             raise ValueError("there are no bytes")  # of which kombu would say that they are the value
+        if content_type == JSON and JSON in self.accept and registry._decoders.get(JSON) is json_loads:
+            return _JSON_DECODER.decode(raw.decode())
         return loads(raw, content_type, _encoding_of(content_type), accept=self.accept)
 
     def _stored(self, raw: bytes, content_type: str, what: str, mode: Mode | None = None) -> Payload:
@@ -342,6 +346,11 @@ class Codec:
             return unread_line(line, str(error))
 
 
+def is_kept_exactly(value: Any, payload: Payload) -> bool:
+    """Tell whether reading back a payload that was just made of a value gives this very value."""
+    return payload.content_type is None and type(value) in _EXACT_IN_JSON
+
+
 def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """Return a digest of the arguments, the same in every process; those that can't be serialized don't count.
 
@@ -352,6 +361,15 @@ def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     except Exception:  # noqa: BLE001 - any object may refuse in its own way; then each argument alone
         text = json_dumps([[_comparable(arg) for arg in args], {k: _comparable(v) for k, v in sorted(kwargs.items())}])
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=_DIGEST_SIZE).digest()
+
+
+def _dumped(value: Any, serializer: str) -> tuple[str, Any]:
+    """Return a value as kombu serializes it, and its content type."""
+    found = registry._encoders.get(serializer)
+    if found is not None and found.encoder is json_dumps:
+        return found.content_type, _JSON_ENCODER.encode(value)
+    content_type, _, data = dumps(value, serializer=serializer)
+    return content_type, data
 
 
 @lru_cache(maxsize=64)
@@ -381,7 +399,12 @@ def _decoder(compression: str) -> Callable[[bytes], bytes]:
 
 def _written_as(payload: Payload) -> tuple[str, str | None, Mode | None]:
     """Return a payload's content type alone, its compression, and the mode of its shape."""
-    match = _CONTENT_TYPE.fullmatch((payload.content_type or JSON).removesuffix(_SEALED))
+    return (JSON, None, None) if payload.content_type is None else _parsed(payload.content_type)
+
+
+@lru_cache(maxsize=64)
+def _parsed(content_type: str) -> tuple[str, str | None, Mode | None]:
+    match = _CONTENT_TYPE.fullmatch(content_type.removesuffix(_SEALED) or JSON)
     assert match is not None, "one character is enough"
     return match[1], match[2], cast("Mode | None", match[3])
 
@@ -412,8 +435,15 @@ class _Canonical(JSONEncoder):
         return super().default(o) if fields is None else fields
 
 
+#: Made once: kombu's own functions make a new one for each value.
+_JSON_ENCODER, _JSON_DECODER = JSONEncoder(), JSONDecoder(object_hook=object_hook)
+_CANONICAL = _Canonical(sort_keys=True)
+#: Types whose values JSON gives back as they are.
+_EXACT_IN_JSON = frozenset({str, int, float, bool, type(None)})
+
+
 def _canonical(value: Any) -> str:
-    return str(json_dumps(value, cls=_Canonical, sort_keys=True))
+    return _CANONICAL.encode(value)
 
 
 def _comparable(value: Any) -> str | None:

@@ -100,6 +100,8 @@ def _event_of(report: StepReport) -> _Event:
 class StepEvents(Observer):
     """Shows each executed step as a task, a child of its workflow's."""
 
+    only_watched = True
+
     def __init__(self, app: Celery, hides_values: Callable[[], bool] = lambda: False) -> None:
         self._app = app
         self._hides_values = hides_values

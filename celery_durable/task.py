@@ -390,7 +390,7 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
         """Return what an async workflow awaits to run the step without blocking the event loop."""
         return self.durable_step.acall(args, kwargs)
 
-    @property
+    @functools.cached_property
     def durable_step(self) -> Callables:
         """How it is called in a workflow, and elsewhere."""
         run = super().__call__

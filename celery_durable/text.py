@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 REPR_LIMIT = 1024
+#: Types whose ``repr`` says all of a value.
+_EXACT = frozenset({str, int, float, bool, bytes, type(None)})
 _QUALNAME = vars(type)["__qualname__"]
 
 
@@ -19,6 +21,8 @@ class Hidden(str):
 
 def printable(text: str, limit: int = REPR_LIMIT) -> str:
     """Return text that Postgres stores as it is: no NUL, no lone surrogates, not too long."""
+    if len(text) <= limit and text.isascii() and "\x00" not in text:
+        return text
     text = text[: limit + 1].replace("\x00", "\\x00")
     if len(text) > limit:
         text = text[: limit - 1] + "…"
@@ -34,6 +38,17 @@ def call_repr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Return the arguments of a call as text for people, of bounded length."""
     parts = [_safe_repr(arg) for arg in args] + [f"{name}={_safe_repr(value)}" for name, value in kwargs.items()]
     return printable(", ".join(parts), REPR_LIMIT)
+
+
+def says_all(text: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether this text, which ``call_repr`` has made, can be that of no other arguments than these.
+
+    So it is for plain values alone: of anything else the text may leave something out.
+    """
+    if text is None or len(text) >= REPR_LIMIT:
+        return False
+    is_exact = _EXACT.issuperset(map(type, args)) and _EXACT.issuperset(map(type, kwargs.values()))
+    return is_exact and call_repr(args, kwargs) == text
 
 
 def safe_str(error: BaseException) -> str:

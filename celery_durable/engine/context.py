@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha1
 from typing import Any, NoReturn
 
 from .. import states
@@ -44,7 +45,7 @@ MANY_STEPS = 10_000
 #: Seconds that a body which looks whether it is cancelled waits for an answer.
 LONGEST_ANSWER = 0.25
 
-_KEYS = uuid.UUID("6b5ee3a7-0c1c-4f3e-9d0a-5f0f6c8de1f4")
+_KEYS = uuid.UUID("6b5ee3a7-0c1c-4f3e-9d0a-5f0f6c8de1f4").bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,10 @@ class Attempt:
 
     def idempotency_key(self, key: str) -> str:
         """Return what identifies a step's effect to the outside: the same on every attempt."""
-        return str(uuid.uuid5(_KEYS, f"{self.id}\x00{key}"))
+        # As uuid.uuid5, of which each step has one, at a third of the cost.
+        digits = sha1(_KEYS + f"{self.id}\x00{key}".encode(), usedforsecurity=False).hexdigest()
+        variant = "89ab"[int(digits[16], 16) % 4]
+        return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
     @property
     def is_replaying(self) -> bool:
@@ -476,17 +480,22 @@ def running(attempt: Attempt) -> Iterator[None]:
         _attempt.reset(token)
 
 
-@contextmanager
-def running_step(step: RunningStep) -> Iterator[None]:
+class running_step:  # noqa: N801 - a context manager as contextlib makes them, at half the cost
     """Make this the current step."""
-    step.outside = sys.exc_info()[1]
-    token = _step.set(step)
-    _here.count(steps=1)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_step", "_token")
+
+    def __init__(self, step: RunningStep) -> None:
+        self._step = step
+
+    def __enter__(self) -> None:
+        self._step.outside = sys.exc_info()[1]
+        self._token = _step.set(self._step)
+        _here.count(steps=1)
+
+    def __exit__(self, *error: object) -> None:
         _here.count(steps=-1)
-        _step.reset(token)
+        _step.reset(self._token)
 
 
 def boot_time() -> float:

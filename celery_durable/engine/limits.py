@@ -24,8 +24,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, cached_property
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -37,6 +37,7 @@ from ..store.shield import is_busy
 _AT_ONCE = 1e-6
 #: An alarm that can't be raised where it has come comes again so much later.
 _SOON = 1e-3
+_FOR_EVER = nullcontext()
 
 
 class Limit:
@@ -48,11 +49,12 @@ class Limit:
     #: Whether the body can be interrupted.
     interrupts = False
 
-    def __init__(self, seconds: float | None, what: str, option: str = "soft_time_limit") -> None:
+    def __init__(self, seconds: float | None, what: object, option: str = "soft_time_limit") -> None:
         self.seconds = seconds
         #: On the monotonic clock.
         self.deadline: float | None = None
-        self.error = StepTimeout(f"{what} ran longer than its {option} of {seconds or 0:g} s.")
+        self._what = what
+        self._option = option
         self._requested: ControlFlow | None = None
         self._raised: list[BaseException] = []
         self._is_open = False
@@ -69,6 +71,11 @@ class Limit:
         self._end()
         if kind is None and self.is_over and not self.has_interrupted:
             raise self.error
+
+    @cached_property
+    def error(self) -> StepTimeout:
+        """What is raised."""
+        return StepTimeout(f"{self._what} ran longer than its {self._option} of {self.seconds or 0:g} s.")
 
     @property
     def is_over(self) -> bool:
@@ -103,8 +110,12 @@ class Limit:
         return None
 
 
+#: One for all: it keeps nothing of the bodies that it doesn't limit.
+UNLIMITED = Limit(None, "nothing")
+
+
 def soft_limit(
-    seconds: float | None, what: str, *, option: str = "soft_time_limit", interruptible: bool = False
+    seconds: float | None, what: object, *, option: str = "soft_time_limit", interruptible: bool = False
 ) -> Limit:
     """Return the limit of a body that the calling thread is about to run; ``option`` is what its author called it.
 
@@ -113,7 +124,7 @@ def soft_limit(
     ``interrupt`` works even if there are no seconds.
     """
     if seconds is None and not interruptible:
-        return Limit(None, what)
+        return UNLIMITED
     return _kind()(seconds, what, option)
 
 
@@ -305,12 +316,12 @@ class _Watchdog:
     def __init__(self) -> None:
         self._forget()
 
-    @contextmanager
-    def kills_after(self, seconds: float | None) -> Iterator[None]:
+    def kills_after(self, seconds: float | None) -> AbstractContextManager[None]:
         """End the process if the block takes longer."""
-        if seconds is None:
-            yield
-            return
+        return _FOR_EVER if seconds is None else self._killing_after(seconds)
+
+    @contextmanager
+    def _killing_after(self, seconds: float) -> Iterator[None]:
         owner = object()
         try:
             self._watch(owner, time.monotonic() + seconds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..exceptions import SoftTimeLimitExceeded
 
@@ -38,8 +38,7 @@ class AttemptReport:
     crashes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(NamedTuple):
     """What a step's try has come to, for those who show it."""
 
     workflow_id: str
@@ -70,6 +69,9 @@ class StepReport:
 
 class Observer:
     """Does nothing at every hook; override the ones of interest."""
+
+    #: It does nothing where nobody watches Celery's monitoring events.
+    only_watched = False
 
     def publishing(self, workflow_id: str, headers: MutableMapping[str, Any], forked_from: str | None) -> None:
         """Called before a new workflow's row is written. What is added to its message's headers is kept with it."""
@@ -171,7 +173,7 @@ class Observer:
         """Called when a duty of the recovery has found work, after its commit."""
 
 
-HOOKS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+HOOKS = tuple(name for name, hook in vars(Observer).items() if not name.startswith("_") and callable(hook))
 
 
 class Observers:
@@ -190,6 +192,13 @@ class Observers:
         """Watch no longer."""
         self._observers = [each for each in self._observers if each is not observer]
         self._listen()
+
+    def hear(self, hook: str, *, watched: bool) -> bool:
+        """Tell whether an observer does something at this hook: what it is told may take time to make.
+
+        ``watched``: somebody watches Celery's monitoring events.
+        """
+        return any(watched or not each.only_watched for each, _ in self._hearing.get(hook, ()))
 
     def tell(self, hook: str, *facts: Any) -> None:
         """Call one hook of all observers that have it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tenacity
 from tenacity import RetryCallState
@@ -54,8 +54,7 @@ def check_reason(error: Any) -> Exception:
     return error
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """How a try has ended: with a value, or with an error."""
 
     value: Any = None
@@ -134,8 +133,10 @@ async def call_with_retries(
     delay; ``wait`` passes the delay, or unwinds the workflow and doesn't come back. A ``retry_if`` that raises ends
     the step with its own error.
     """
+    ended = await body()
+    if ended.error is None:
+        return ended
     delays: list[float] = []
-    ended = Ended()
 
     def tries(state: RetryCallState) -> int:
         return failed_tries + state.attempt_number
@@ -159,6 +160,6 @@ async def call_with_retries(
             delay = delays.pop()
             await failed(ended, delay)
             await wait(delay)
-        ended = await body()
+            ended = await body()
         attempt.retry_state.set_result(ended)
     return ended

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .. import states
 from ..exceptions import (
@@ -24,14 +24,14 @@ from ..exceptions import (
     Suspended,
     ends_process,
 )
-from ..serialization import Codec, Payload, fingerprint
+from ..serialization import Codec, Payload, fingerprint, is_kept_exactly
 from ..shapes import Shape
 from ..store import Place, StepRecord
 from ..store.rows import Checkpoint, Standing
-from ..text import call_repr
+from ..text import call_repr, says_all
 from .atomic import call_atomically
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
-from .limits import Limit, hard_limit, is_foreign_limit, soft_limit
+from .limits import UNLIMITED, Limit, hard_limit, is_foreign_limit, soft_limit
 from .observer import StepReport
 from .retry import Ended, RetryPolicy, TryAgain, asked_in, call_with_retries
 from .waiting import IN_THREAD, Waiting, complete
@@ -41,6 +41,7 @@ T = TypeVar("T")
 Body = Callable[..., Any]
 
 _ATTRIBUTES = vars(BaseException)["__dict__"]
+_NO_WATCH = nullcontext()
 _WELL = Standing(states.RUNNING, draining=False, late=False)
 
 #: Failed tries whose errors are kept; ``tries`` counts all of them.
@@ -71,6 +72,11 @@ class StepSpec:
     #: What its result is rebuilt to; None: whatever the serializer gives.
     shape: Shape | None = None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything may interrupt a body."""
+        return self.cancellable or self.soft_time_limit is not None or self.time_limit is not None
+
 
 def call_step(
     attempt: Attempt,
@@ -86,8 +92,7 @@ def call_step(
     return answer.get()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a step gives to its workflow."""
 
     value: Any = None
@@ -105,6 +110,22 @@ class Answer:
 class Call:
     """One call of a step in an attempt; made in the order of the calls, run in any."""
 
+    failed_tries = 0
+    errors: bytes | None = None
+    #: Seconds until the next try is due.
+    due_in = 0.0
+    #: The last try's process was killed by its time limit.
+    overran = False
+    #: The try that runs was counted before it began.
+    is_spent = False
+    #: How the run stood at the last statement that has told it.
+    standing = _WELL
+    #: There is a row of this step already.
+    has_row = False
+    waiting: Waiting = IN_THREAD
+    #: When the current try began, on the monotonic clock.
+    began = 0.0
+
     def __init__(self, attempt: Attempt, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         attempt.check_caller()
         self.attempt = attempt
@@ -114,24 +135,12 @@ class Call:
         self.kwargs = kwargs
         self.saved = saved = attempt.history.get(self.key)
         self.codec: Codec = attempt.engine.codec.using(spec.serializer, spec.compression)
-        self.fingerprint = fingerprint(args, kwargs)
+        #: Made now: a body may change its arguments.
+        self.fingerprint = fingerprint(args, kwargs) if saved is None or saved.ok is None else None
         self.check_arguments()
         self.seq = attempt.reach(saved)
-        self.failed_tries = saved.tries if saved else 0
-        self.errors = saved.errors if saved else None
-        #: Seconds until the next try is due.
-        self.due_in = saved.due_in if saved else 0.0
-        #: The last try's process was killed by its time limit.
-        self.overran = bool(saved and saved.overran)
-        #: The try that runs was counted before it began.
-        self.is_spent = False
-        #: How the run stood at the last statement that has told it.
-        self.standing = _WELL
-        #: There is a row of this step already.
-        self.has_row = saved is not None
-        self.waiting: Waiting = IN_THREAD
-        #: When the current try began.
-        self.began = time.monotonic()
+        if saved is not None and saved.ok is None:
+            self.go_on_from(saved)
 
     def __str__(self) -> str:
         return f"The step {self.key!r} of workflow {self.attempt.id}"
@@ -140,6 +149,11 @@ class Call:
     def is_settled(self) -> bool:
         """Whether an earlier attempt has its outcome."""
         return self.saved is not None and self.saved.ok is not None
+
+    def go_on_from(self, saved: Checkpoint) -> None:
+        """Take over the tries of earlier attempts."""
+        self.has_row, self.failed_tries, self.errors = True, saved.tries, saved.errors
+        self.due_in, self.overran = saved.due_in, saved.overran
 
     @cached_property
     def step(self) -> RunningStep:
@@ -150,10 +164,10 @@ class Call:
     def check_arguments(self) -> None:
         """Raise NondeterminismError if an earlier attempt has called this step otherwise."""
         saved = self.saved
-        if saved is None or saved.fingerprint is None:
+        if saved is None or saved.fingerprint is None or says_all(saved.args, self.args, self.kwargs):
             return
         args, digest = self.or_later(lambda: self.codec.read_note(saved.args, saved.fingerprint))
-        if digest == self.fingerprint:
+        if digest == (self.fingerprint or fingerprint(self.args, self.kwargs)):
             return
         error = NondeterminismError(
             f"{self} was first called with ({args}), and is now called with "
@@ -169,8 +183,9 @@ class Call:
     @cached_property
     def note(self) -> tuple[str | None, bytes]:
         """What is kept of the arguments; a body may change them, so this is made before."""
-        text = call_repr(self.args, self.kwargs)
-        return self.or_later(lambda: self.codec.note(text, self.fingerprint))
+        text, digest = call_repr(self.args, self.kwargs), self.fingerprint
+        assert digest is not None, "what is settled isn't written again"
+        return self.or_later(lambda: self.codec.note(text, digest))
 
     def or_later(self, code: Callable[[], T]) -> T:
         """Return what this encodes or decodes; where the payload codec can't, the workflow waits until one can.
@@ -284,13 +299,15 @@ class Call:
     @property
     def limit(self) -> Limit:
         """The soft limit of one try."""
+        if not self.spec.is_limited:
+            return UNLIMITED
         option = "soft_time_limit" if self.soft_limit == self.spec.soft_time_limit else "time_limit"
-        return soft_limit(self.soft_limit, str(self), option=option, interruptible=self.spec.cancellable)
+        return soft_limit(self.soft_limit, self, option=option, interruptible=self.spec.cancellable)
 
     def call_body(self, body: Body) -> Ended:
         """Call a body in this thread, within its limits."""
         limit, interrupted = self.limit, False
-        watch = watching(self.attempt, limit) if self.spec.cancellable else nullcontext()
+        watch = watching(self.attempt, limit) if self.spec.cancellable else _NO_WATCH
         try:
             with running_step(self.step), hard_limit(self.hard_limit), watch, limit:
                 self.step.deadline = limit.deadline
@@ -392,7 +409,7 @@ class Call:
         try:
             # With the transaction of an atomic step its effects are rolled back.
             payload = (self.encode if self.spec.atomic else self.encode_result)(ended.value)
-            return _Outcome(self.checkpoint(payload, ok=True), Answer(self.decode(payload)))
+            return _Outcome(self.checkpoint(payload, ok=True), Answer(self.read_back(ended.value, payload)))
         except (SerializationError, PayloadTooLarge) as error:
             return self.failure(error)
 
@@ -434,6 +451,10 @@ class Call:
             )
         return self.codec.encode(value, f"The result of step {self.key!r}", self.spec.shape)
 
+    def read_back(self, value: Any, payload: Payload) -> Any:
+        """Return what a replay will get for a value; raises SerializationError."""
+        return value if is_kept_exactly(value, payload) else self.decode(payload)
+
     def decode(self, payload: Payload) -> Any:
         """Return the value that is stored; raises SerializationError."""
         return self.codec.decode(payload, f"The result of step {self.key!r}", self.spec.shape)
@@ -465,6 +486,8 @@ class Call:
     def report(self, state: str, value: Any = None, error: Exception | None = None, retries: int = 0) -> None:
         """Tell those who show steps what a try has come to."""
         attempt, runtime = self.attempt, self.took
+        if not attempt.engine.observers.hear("step_ended", watched=attempt.watched):
+            return
         attempt.engine.observers.tell("step_ended", StepReport(
             workflow_id=attempt.id, workflow_name=attempt.name, root_id=attempt.root_id, worker=attempt.worker,
             id=self.step.idempotency_key, name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs,
@@ -473,8 +496,7 @@ class Call:
         ))  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """What is recorded of a step, and what it answers if that is known already."""
 
     checkpoint: Checkpoint

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..serialization import Payload
 from .checkpoints import StepRecord
+from .executing import Statement
 from .messages import found_of, of_record
-from .pool import Database, Statement
+from .pool import Database
 from .queries import Queries
 from .rows import Fence, Found, Standing, StoredMessage
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import errors
 
@@ -19,8 +18,7 @@ from .rows import Checkpoint, Fence, Standing, StepRow
 from .transaction import OVERDUE, Transaction
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """What a checkpoint statement writes about one step."""
 
     key: str
@@ -164,9 +162,16 @@ def _params(fence: Fence, record: StepRecord) -> dict[str, Any]:
         "id": fence.id,
         "attempt": fence.attempt,
         "token": fence.token,
-        **{name: value for name, value in asdict(record).items() if name != "payload"},
+        "key": record.key,
+        "seq": record.seq,
+        "tries": record.tries,
+        "args": record.args,
+        "fingerprint": record.fingerprint,
+        "errors": record.errors,
+        "ok": record.ok,
         "value": None if payload is None else payload.data,
         "content_type": None if payload is None else payload.content_type,
+        "took": record.took,
     }
 
 

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import conninfo
 
 from ..exceptions import ConfigurationError, DatabaseUnavailable, DurableError
+from .executing import Session
 from .queries import Queries
 from .transaction import Connection, brief
 
@@ -144,7 +145,7 @@ def _connect_kwargs(url: str, *, lease: float, pgbouncer: bool) -> dict[str, Any
 def _connected(place: str, **kwargs: Any) -> Connection:
     """Connect; a process that has no room for one more file most likely has it later."""
     try:
-        return psycopg.connect(place, **kwargs)
+        return Session.connect(place, **kwargs)
     except OSError as error:
         raise psycopg.OperationalError(brief(error)) from error
 

@@ -11,16 +11,17 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
-from ..exceptions import SerializationError
 from .connecting import PREPARED_AFTER, Url, bare, connector, unavailable, where
+from .executing import Answer, Session, Statement, planned_anew
 from .queries import Query
 from .shield import deferred_signals
 from .transaction import CONFLICTS, Conflict, Connection, Row, Transaction, brief
@@ -40,14 +41,12 @@ _LONG_TRY, _SILENCE = 1.0, 1.0
 
 T = TypeVar("T")
 
-Statement = tuple[Query, Mapping[str, Any]]
-
 
 class Connections(Protocol):
     """A source of autocommit connections."""
 
     def lease(self) -> Any:
-        """Return a context manager that lends a connection; a broken one isn't lent again."""
+        """Return a context manager that lends a Session; a broken one isn't lent again."""
 
     def close(self) -> None:
         """Close all of them."""
@@ -79,11 +78,11 @@ class Database:
 
     def run(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
         """Execute and return all rows."""
-        return _rows(self._execute(query, params, patience))
+        return self._execute(query, params, patience).rows
 
     def read(self, query: Query, params: Mapping[str, Any], *, patience: float) -> list[Row]:
         """Execute with a plan that is made for these very parameters, and return all rows."""
-        return _rows(self._patiently(partial(self._once_planned, query, params), query.name, patience))
+        return self._patiently(partial(self._planned_anew, query, params), query.name, patience)
 
     def count(self, query: Query, params: Mapping[str, Any], *, patience: float) -> int:
         """Execute and return how many rows it wrote."""
@@ -91,21 +90,19 @@ class Database:
 
     def run_all(self, statements: Sequence[Statement], *, patience: float) -> list[Row]:
         """Execute in one transaction and one round trip; return the rows of the last one."""
-        return self._patiently(partial(self._together, statements), statements[-1][0].name, patience)[-1]
+        return self._patiently(partial(self._together, statements), statements[-1][0].name, patience)[-1].rows
 
     def run_then(self, first: Statement, then: Statement, *, patience: float) -> tuple[list[Row], list[Row]]:
         """Execute one, and the other after its commit, in one round trip; return the rows of both."""
-        rows = self._patiently(partial(self._together, (first, then), apart=True), first[0].name, patience)
-        return rows[0], rows[1]
+        both = self._patiently(partial(self._together, (first, then), apart=True), first[0].name, patience)
+        return both[0].rows, both[1].rows
 
-    def _together(self, statements: Sequence[Statement], *, apart: bool = False) -> list[list[Row]]:
+    def _together(self, statements: Sequence[Statement], *, apart: bool = False) -> list[Answer]:
         with self._connections.lease() as connection:
             self._check_once(connection)
-            with deferred_signals(), _pipeline(connection, apart=apart) as execute:
-                cursors = [execute(query.text, params) for query, params in statements]
-            return list(map(_rows, cursors))
+            return connection.executor.run_all(statements, apart=apart)
 
-    def _execute(self, query: Query, params: Mapping[str, Any], patience: float) -> psycopg.Cursor[Row]:
+    def _execute(self, query: Query, params: Mapping[str, Any], patience: float) -> Answer:
         return self._patiently(partial(self._once, query, params), query.name, patience)
 
     def _patiently(self, action: Callable[[], T], name: str, patience: float) -> T:
@@ -177,17 +174,15 @@ class Database:
             self._check(connection)
             self._checked = url
 
-    def _once_planned(self, query: Query, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+    def _planned_anew(self, query: Query, params: Mapping[str, Any]) -> list[Row]:
         with self._connections.lease() as connection:
             self._check_once(connection)
-            with deferred_signals():
-                return connection.execute(query.text, params, prepare=False)
+            return planned_anew(connection, query, params)
 
-    def _once(self, query: Query, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+    def _once(self, query: Query, params: Mapping[str, Any]) -> Answer:
         with self._connections.lease() as connection:
             self._check_once(connection)
-            with deferred_signals():
-                return _in_one_round_trip(connection, query.text, params)
+            return connection.executor.run(query, params)
 
 
 class Absence:
@@ -241,27 +236,18 @@ class PerProcess:
         self._forget()
         _processes.add(self)
 
-    @contextmanager
-    def lease(self) -> Iterator[Connection]:
+    def lease(self) -> _Lease:
         """Lend an idle connection, or a new one."""
-        with self._places:
-            connection = self._take()
-            try:
-                yield connection
-            except TRANSIENT as error:
-                self.close()  # what broke this one has most likely broken the idle ones too
-                if isinstance(error, errors.ReadOnlySqlTransaction):
-                    connection.close()  # it would go on like that when the database has long been writable again
-                raise
-            finally:
-                self._give_back(connection)
+        return _Lease(self)
 
     def close(self) -> None:
         """Close the idle connections of this process."""
         while self._idle:
-            self._idle.pop().close()
+            with suppress(IndexError):  # another thread has taken it
+                self._drop(self._idle.pop())
 
-    def _take(self) -> Connection:
+    def take(self) -> Connection:
+        """Return a connection that is nobody else's now."""
         url = self._url()
         if url != self._connected_to:
             self.close()
@@ -269,19 +255,78 @@ class PerProcess:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._connect()
+            return self._waited_for() or self._made()
 
-    def _give_back(self, connection: Connection) -> None:
-        if connection.info.transaction_status is TransactionStatus.IDLE:
-            self._idle.append(connection)
-        else:
-            connection.close()
+    def give_back(self, connection: Connection, error: BaseException | None) -> None:
+        """Take back what was lent, with the error that has ended its use."""
+        if isinstance(error, TRANSIENT):
+            self.close()  # what broke this one has most likely broken the idle ones too
+        # One that can't be written to would go on like that when the database has long been writable again.
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE or isinstance(
+            error, errors.ReadOnlySqlTransaction
+        ):
+            self._drop(connection)
+            return
+        self._idle.append(connection)
+        if self._waiting:
+            self._wake()
+
+    def _waited_for(self) -> Connection | None:
+        """Return a connection that was given back, once there is one; None: one more may be made, and is counted."""
+        with self._changed:
+            self._waiting += 1  # before it looks: whoever gives one back, and doesn't see this, has done so before
+            try:
+                while not self._idle and len(self._open) + self._making >= self._max_size:
+                    self._changed.wait(_LONGEST_PAUSE)  # nobody tells of one that an interrupted thread has lost
+                if self._idle:
+                    return self._idle.pop()
+                self._making += 1
+                return None
+            finally:
+                self._waiting -= 1
+
+    def _made(self) -> Connection:
+        try:
+            connection = self._connect()
+            self._open.add(connection)
+            return connection
+        finally:
+            with self._changed:
+                self._making -= 1
+                self._changed.notify()
+
+    def _drop(self, connection: Connection) -> None:
+        connection.close()
+        self._open.discard(connection)
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def _forget(self) -> None:
         # The parent's connections are kept alive, unused: collecting them here would close its sessions.
         self._inherited = getattr(self, "_idle", None)
         self._idle: deque[Connection] = deque()
-        self._places = threading.BoundedSemaphore(self._max_size)
+        self._changed = threading.Condition()
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._making = self._waiting = 0
+
+
+class _Lease:
+    """One connection, lent for a block; a class, as each step has one, and a generator costs twice as much."""
+
+    __slots__ = ("_connection", "_connections")
+
+    def __init__(self, connections: PerProcess) -> None:
+        self._connections = connections
+
+    def __enter__(self) -> Connection:
+        self._connection = self._connections.take()
+        return self._connection
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._connections.give_back(self._connection, error)
 
 
 class Lent(PerProcess):
@@ -294,19 +339,21 @@ class Lent(PerProcess):
         super().__init__(url, connect, max_size)
         self._discard = discard
 
-    def _take(self) -> Connection:
-        connection = super()._take()
+    def take(self) -> Connection:
+        """Return a connection whose isolation is that of a new one."""
+        connection = super().take()
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         return connection
 
-    def _give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: Connection, error: BaseException | None) -> None:
+        """Take back what was lent, and tidy it up."""
         try:
             connection = self._tidied(connection)
-        except psycopg.Error as error:
+        except psycopg.Error as untidy:
             # The transaction has ended before; only this connection is of no use any more.
-            logger.debug("A connection isn't used again: %s", brief(error))
+            logger.debug("A connection isn't used again: %s", brief(untidy))
             connection.close()
-        super()._give_back(connection)
+        super().give_back(connection, error)
 
     def _tidied(self, connection: Connection) -> Connection:
         """Return the same session as for a new user; whoever has kept the old object can't use it any more."""
@@ -315,7 +362,9 @@ class Lent(PerProcess):
         if self._discard:
             with deferred_signals():
                 connection.execute("DISCARD ALL")
-        tidied = psycopg.Connection[Row](connection.pgconn)
+        tidied = Session(connection.pgconn)
+        self._open.discard(connection)
+        self._open.add(tidied)
         tidied.autocommit, tidied.prepare_threshold = True, PREPARED_AFTER if self._discard else None
         del connection.pgconn
         return tidied
@@ -385,49 +434,6 @@ def _is_gone(error: psycopg.Error) -> bool:
     return error.sqlstate is None or error.sqlstate[:2] in _GONE or isinstance(error, errors.ReadOnlySqlTransaction)
 
 
-def _rows(cursor: psycopg.Cursor[Row]) -> list[Row]:
-    """Return all rows; raise SerializationError for one that Python can't hold, as a date after the year 9999."""
-    try:
-        return cursor.fetchall() if cursor.description else []
-    except psycopg.DataError as error:
-        raise SerializationError(f"A row can't be read: it has a value that Python hasn't ({brief(error)}).") from error
-
-
-def _in_one_round_trip(connection: Connection, text: str, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
-    """Execute a prepared statement. Its first use on a connection prepares it in the same round trip."""
-    shape = (text, *map(type, params.values()))
-    prepared = _prepared.setdefault(connection, set())
-    if shape in prepared or not psycopg.Pipeline.is_supported():
-        return connection.execute(text, params, prepare=True)
-    with connection.pipeline():
-        cursor = connection.execute(text, params, prepare=True)
-    prepared.add(shape)
-    return cursor
-
-
-@contextmanager
-def _pipeline(connection: Connection, *, apart: bool) -> Iterator[Callable[..., psycopg.Cursor[Row]]]:
-    """Send statements without waiting for answers: as one transaction, or each as its own after the one before."""
-    if not psycopg.Pipeline.is_supported():
-        with nullcontext() if apart else connection.transaction():
-            yield connection.execute
-        return
-    with connection.pipeline() as pipeline:
-        # The public sync() waits for the answers so far; a psycopg without the other one costs a round trip more.
-        end_transaction = getattr(pipeline, "_enqueue_sync", pipeline.sync)
-        count = 0
-
-        def execute(text: str, params: Mapping[str, Any]) -> psycopg.Cursor[Row]:
-            nonlocal count
-            if apart and count:
-                end_transaction()
-            count += 1
-            return connection.execute(text, params, prepare=True)
-
-        yield execute
-
-
-_prepared: weakref.WeakKeyDictionary[Connection, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 _processes: weakref.WeakSet[PerProcess] = weakref.WeakSet()
 
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 
 from psycopg import sql
 
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Query:
     """One statement: where it is written, and its text with the schema filled in."""
 
     name: str
     text: str
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of its parameters, by their numbers from 1."""
+        return tuple(dict.fromkeys(_PARAMETER.findall(self.text)))
+
+    @cached_property
+    def numbered(self) -> bytes:
+        """The text as Postgres takes it, with parameters ``$1``, ``$2``, …"""
+        return _PARAMETER.sub(lambda found: f"${self.names.index(found[1]) + 1}", self.text).encode()
 
 
 class Queries:

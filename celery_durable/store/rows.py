@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from ..serialization import Payload
@@ -21,9 +21,8 @@ class Fence:
     node: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The kept outcome of a step, or of its tries so far (``ok`` None)."""
+class Checkpoint(NamedTuple):
+    """The kept outcome of a step, or of its tries so far (``ok`` None). A claim may load a hundred thousand."""
 
     key: str
     seq: int

@@ -15,8 +15,9 @@ from psycopg import errors
 from ..exceptions import WorkflowConflict
 from ..serialization import Payload
 from .checkpoints import ANY_SIZE, StepRecord
+from .executing import Statement
 from .outgoing import Outgoing, Taken
-from .pool import Database, Statement
+from .pool import Database
 from .queries import Queries
 from .rows import (
     Checkpoint,

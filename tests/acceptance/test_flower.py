@@ -127,8 +127,9 @@ def in_state(site: Site, workflow_id: str, state: str) -> None:
 
 def confirm(browser: Browser, button: str) -> str:
     """Click a button and what its dialog asks; the question."""
-    browser.click(button)
-    browser.until("document.getElementById('durable-dialog').open")
+    is_open = "document.getElementById('durable-dialog').open"
+    # What has just been replaced, or pushed aside by something that came above it, isn't where the click was aimed at.
+    wait_until(lambda: browser.evaluate(is_open) or browser.click(button) or browser.evaluate(is_open), message=button)
     question = browser.text("#durable-question")
     browser.click("#durable-yes")
     return question

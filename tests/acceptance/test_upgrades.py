@@ -155,11 +155,11 @@ def test_both_releases_side_by_side(
     shipping.answer.apply_async(("answering",), task_id="answering")
     shipping.watch.apply_async(("answering",), task_id="watching")
     shipping.ask.apply_async(("asking",), task_id="asking")
-    wait_until(lambda: sum(ledger.count("pack", parcel, 1) for parcel in parcels) == 4, 30, "four are in their step")
+    wait_until(lambda: sum(ledger.count("pack", parcel, 1) for parcel in parcels) == 4, 60, "four are in their step")
     running[second] = start(workers, roots[second])
     begin(shipping, parcels[4:])
-    wait_until(lambda: sum(ledger.count("pack", parcel, 1) for parcel in parcels) == 8, 30, "eight are in their step")
-    wait_until(lambda: missing_in(empty_database_url, "celery_durable") == [], 30, "the new one has migrated")
+    wait_until(lambda: sum(ledger.count("pack", parcel, 1) for parcel in parcels) == 8, 60, "eight are in their step")
+    wait_until(lambda: missing_in(empty_database_url, "celery_durable") == [], 60, "the new one has migrated")
 
     for each in ("old", "new"):
         running[each].kill()

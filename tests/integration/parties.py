@@ -8,12 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import psycopg
-
 from celery_durable.serialization import Payload
 from celery_durable.store import Birth, NodeFacts, StepRecord
 from celery_durable.store.awaits import Awaits
 from celery_durable.store.checkpoints import Checkpoints
+from celery_durable.store.executing import Session
 from celery_durable.store.messages import Letter, Messages
 from celery_durable.store.nodes import Nodes
 from celery_durable.store.pool import Database
@@ -33,7 +32,7 @@ class Party:
     """One side. Outside `transaction` each statement commits, as in a worker."""
 
     def __init__(self, url: str) -> None:
-        self.connection = psycopg.connect(url, autocommit=True)
+        self.connection = Session.connect(url, autocommit=True)
         database = Database(_Lent(self.connection), lambda: url, lambda connection: None)
         self.workflows = Workflows(database, "celery_durable")
         self.checkpoints = Checkpoints(database, "celery_durable")
@@ -205,11 +204,11 @@ class Race:
 class _Lent:
     """A source of connections that has one, and leaves its transaction to the test."""
 
-    def __init__(self, connection: psycopg.Connection) -> None:
+    def __init__(self, connection: Session) -> None:
         self._connection = connection
 
     @contextmanager
-    def lease(self) -> Iterator[psycopg.Connection]:
+    def lease(self) -> Iterator[Session]:
         yield self._connection
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ def test_a_death_at_any_statement(empty_database_url: str, plain: Sql, sql: Sql,
         plain.execute(statement)
     with snapshot_of(empty_database_url):
         process = subprocess.Popen([sys.executable, "-c", MIGRATE, empty_database_url])
-        wait_until(lambda: builds(plain), message="an index is built")
+        wait_until(lambda: builds(plain) and plain.value(INVALID) == 1, message="an index is built")
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_until(lambda: not builds(plain), message="the session of the dead process has ended, too")

@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from celery_durable.serialization import Payload
 from celery_durable.states import FINAL
 from celery_durable.store import Birth, NodeFacts, StepRecord
+from celery_durable.store.executing import Statement as Sql
 from celery_durable.store.messages import Letter
-from celery_durable.store.pool import Statement as Sql
 from celery_durable.store.queries import Query
 from celery_durable.store.rows import Fence, Standing, Wakers
 from tests.integration.parties import Party
