@@ -12,6 +12,7 @@ import struct
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from billiard import current_process
 
@@ -28,7 +29,7 @@ _READS = 5
 _BETWEEN = "\x00"
 
 
-@dataclass(slots=True)
+@dataclass
 class Note:
     """One workflow that runs; times are the worker's, in seconds since the epoch."""
 
@@ -38,6 +39,11 @@ class Note:
     #: Since when each step runs, by its key; several in a ``gather``.
     steps: dict[str, float] = field(default_factory=dict)
 
+    @cached_property
+    def head(self) -> bytes:
+        """What stands before the steps where it is shared."""
+        return _BETWEEN.join((self.id, str(self.attempt), f"{self.since:.3f}")).encode()
+
 
 class Running(Observer):
     """Notes what this process runs."""
@@ -46,6 +52,9 @@ class Running(Observer):
         self._notes: OrderedDict[str, Note] = OrderedDict()
         self._memory: mmap.mmap | None = None
         self._owner = 0
+        #: Of which process the place is known.
+        self._pid = 0
+        self._start: int | None = None
 
     def share(self) -> None:
         """Read what the processes note that this one forks from now on."""
@@ -110,18 +119,25 @@ class Running(Observer):
         return self._memory is not None and os.getpid() != self._owner
 
     def _write(self) -> None:
-        if self._memory is None or not self._is_pool_process():
-            return
-        slot = getattr(current_process(), "index", SLOTS)
-        if not isinstance(slot, int) or not 0 <= slot < SLOTS:
+        memory, start = self._memory, self._place()
+        if memory is None or start is None:
             return
         data = _packed(next(iter(self._notes.values()), None))
-        start = slot * SLOT
-        number, _ = _HEAD.unpack_from(self._memory, start)
+        number, _ = _HEAD.unpack_from(memory, start)
         number = (number | 1) & 0xFFFFFFFF
-        _HEAD.pack_into(self._memory, start, number, 0)
-        self._memory[start + _HEAD.size : start + _HEAD.size + len(data)] = data
-        _HEAD.pack_into(self._memory, start, (number + 1) & 0xFFFFFFFF, len(data))
+        _HEAD.pack_into(memory, start, number, 0)
+        memory[start + _HEAD.size : start + _HEAD.size + len(data)] = data
+        _HEAD.pack_into(memory, start, (number + 1) & 0xFFFFFFFF, len(data))
+
+    def _place(self) -> int | None:
+        """Return where the note of this process begins; it is looked up once, as each step is noted."""
+        if self._pid != os.getpid():
+            self._pid, self._start = os.getpid(), self._found_place()
+        return self._start
+
+    def _found_place(self) -> int | None:
+        slot = getattr(current_process(), "index", SLOTS) if self._is_pool_process() else SLOTS
+        return slot * SLOT if isinstance(slot, int) and 0 <= slot < SLOTS else None
 
     def _read(self, slot: int) -> Note | None:
         if self._memory is None:
@@ -139,7 +155,7 @@ def _packed(note: Note | None) -> bytes:
     """Return a note as bytes; of more steps than there is room for, the last ones are left out."""
     if note is None:
         return b""
-    data = _BETWEEN.join((note.id, str(note.attempt), f"{note.since:.3f}")).encode()
+    data = note.head
     for key, since in list(note.steps.items()):
         more = f"{_BETWEEN}{key}{_BETWEEN}{since:.3f}".encode()
         if len(data) + len(more) <= SLOT - _HEAD.size:
