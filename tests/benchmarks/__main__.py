@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
+from contextlib import closing
+from pathlib import Path
 
-from tests.benchmarks.contestants import missing
+from tests.benchmarks.costs import costs
+from tests.benchmarks.crew import Crew, absent
+from tests.benchmarks.machine import machine, packages
 from tests.benchmarks.measures import MEASURES
 from tests.benchmarks.measuring import Figures, take_turns
-from tests.benchmarks.report import report
-from tests.benchmarks.stage import opened
+from tests.benchmarks.report import as_json, report, table
+from tests.benchmarks.stage import Stage, opened
 
 
 def main() -> None:
+    """Measure what the command line asks for."""
+    # A SIGTERM ends workers and servers, too, as a Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("The benchmark was stopped."))
     options = _options()
     figures = Figures()
-    # A SIGTERM ends the workers and servers, too, as a Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    for contestant, packages in missing().items():
-        print(f"{contestant} is left out, as it isn't installed: {packages}", file=sys.stderr)
+    for contestant, modules in absent().items():
+        _tell(f"{contestant} is left out, as this isn't installed: {modules}")
     with opened(options.quick) as stage:
+        facts = machine(stage)
+        _measure(stage, options, figures)
+    print(report(figures, facts))
+    if options.costs:
+        print("\n" + table(("operation", "statements", "round trips", "bytes of WAL"), costs()))
+    if options.json:
+        options.json.write_text(json.dumps(as_json(figures, facts, packages(), options.rounds), indent=2))
+
+
+def _measure(stage: Stage, options: argparse.Namespace, figures: Figures) -> None:
+    with closing(Crew(stage)) as crew:
         for measure in MEASURES:
             if not options.only or measure.name in options.only:
-                print(f"{measure.name}: {measure.says}", file=sys.stderr)
-                take_turns(measure, stage, options.rounds, figures)
-    print(report(figures))
+                _tell(f"{measure.name}: {measure.says}")
+                take_turns(measure, stage, crew, options.rounds, figures)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", action="append", choices=[measure.name for measure in MEASURES])
-    parser.add_argument("--quick", action="store_true")
+    names = [measure.name for measure in MEASURES]
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Measure in turns.")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (5)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=f"some of: {', '.join(names)}")
+    parser.add_argument("--quick", action="store_true", help="small counts, to see that it runs")
+    parser.add_argument("--costs", action="store_true", help="statements and bytes of each operation, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     return parser.parse_args()
 
 

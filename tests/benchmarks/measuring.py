@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from tests.benchmarks.crew import Crew
 from tests.benchmarks.stage import Stage
 
 
@@ -26,22 +26,29 @@ Turns = Mapping[str, Turn]
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that is measured. ``open`` starts the contestants, which the stack closes, and returns their turns.
-
-    ``units`` has the unit of each figure that a turn returns.
-    """
+    """Something that is measured. ``units`` has the unit of each figure; ``turns`` calls the contestants."""
 
     name: str
     says: str
     units: Mapping[str, str]
-    open: Callable[[Stage, ExitStack], Turns]
+    turns: Callable[[Stage, Crew], Turns]
     #: More rounds tell nothing new of what takes long and hardly varies.
-    most_rounds: int = 100
+    most_rounds: int = 1_000
+    #: Whether a first round is taken that doesn't count.
+    warms_up: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a contestant."""
+
+    figure: str
+    contestant: str
 
 
 @dataclass
 class Figures:
-    """The values of all rounds, by figure and contestant."""
+    """The values of all rounds."""
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     units: dict[str, str] = field(default_factory=dict)
@@ -52,25 +59,24 @@ class Figures:
             self.units[figure] = measure.units[figure]
             self.values[figure][contestant].append(value)
 
-    def of(self, figure: str, contestant: str) -> list[float]:
+    def of(self, cell: Cell) -> list[float]:
         """The values of all rounds; none if it wasn't measured."""
-        return self.values.get(figure, {}).get(contestant, [])
+        return self.values.get(cell.figure, {}).get(cell.contestant, [])
 
-    def compared(self, figure: str, one: str, other: str, by: Callable[[float, float], float]) -> float | None:
-        """The median of what each round's two values are to each other; None if one of them wasn't measured."""
-        pairs = zip(self.of(figure, one), self.of(figure, other), strict=False)
-        compared = [by(*pair) for pair in pairs]
+    def compared(self, one: Cell, other: Cell, by: Callable[[float, float], float]) -> float | None:
+        """The median of what the two are to each other in each round; None if one of them wasn't measured."""
+        compared = [by(*pair) for pair in zip(self.of(one), self.of(other), strict=False)]
         return median(compared) if compared else None
 
 
-def take_turns(measure: Measure, stage: Stage, rounds: int, figures: Figures) -> None:
+def take_turns(measure: Measure, stage: Stage, crew: Crew, rounds: int, figures: Figures) -> None:
     """Measure: a round that warms up and doesn't count, then the others, each beginning with another contestant."""
-    with ExitStack() as stack:
-        turns = list(measure.open(stage, stack).items())
-        for number in range(min(rounds, measure.most_rounds) + 1):
-            for contestant, turn in turns[number % len(turns) :] + turns[: number % len(turns)]:
-                turn.prepare()
-                stage.checkpoint()
-                measured = turn.act()
-                if number:
-                    figures.add(measure, contestant, measured)
+    turns = list(measure.turns(stage, crew).items())
+    for number in range(0 if measure.warms_up else 1, min(rounds, measure.most_rounds) + 1):
+        first = number % len(turns)
+        for contestant, turn in turns[first:] + turns[:first]:
+            turn.prepare()
+            stage.checkpoint()
+            measured = turn.act()
+            if number:
+                figures.add(measure, contestant, measured)

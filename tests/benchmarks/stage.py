@@ -52,12 +52,12 @@ class Stage:
         """A new file for what a process writes."""
         return self.home / f"{name}-{next(self._numbers)}.log"
 
-    def execute(self, statement: str, database: str | None = None) -> None:
+    def execute(self, statement: str, params: Any = None, *, database: str | None = None) -> None:
         """Run a statement on a connection of its own."""
         with psycopg.connect(database or self.server, autocommit=True) as connection:
-            connection.execute(statement)
+            connection.execute(statement, params)
 
-    def rows(self, query: str, params: Any = None, database: str | None = None) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, params: Any = None, *, database: str | None = None) -> list[tuple[Any, ...]]:
         """Return what a query finds."""
         with psycopg.connect(database or self.server, autocommit=True) as connection:
             return connection.execute(query, params).fetchall()
@@ -90,7 +90,7 @@ def _check(stage: Stage) -> None:
         ((setting,),) = stage.rows(f"SHOW {name}")
         if setting != wanted:
             raise RuntimeError(
-                f"{name} is {setting}: nothing is measured where commits aren't durable, set it {wanted}."
+                f"Nothing is measured where commits aren't durable: {name} is {setting}, set it {wanted}."
             )
 
 

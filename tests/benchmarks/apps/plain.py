@@ -7,6 +7,8 @@ import time
 
 from celery import Celery
 
+from tests.benchmarks.payload import text
+
 app = Celery(
     "plain_bench",
     broker=os.environ["BENCH_PLAIN_BROKER"],
@@ -25,3 +27,13 @@ def nothing(number: int = 0) -> int:
 def now() -> float:
     """A trivial task that tells when it ran."""
     return time.time()
+
+
+@app.task
+def takes(argument: str) -> int:
+    return len(argument)
+
+
+@app.task
+def gives(size: int) -> str:
+    return text(size)

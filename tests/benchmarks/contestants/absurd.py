@@ -5,37 +5,30 @@ from __future__ import annotations
 import importlib
 import time
 
+from tests.benchmarks.contestants.contestant import Contestant
 from tests.benchmarks.processes import Process
-from tests.benchmarks.stage import Stage
-
-_EMPTY = "TRUNCATE absurd.t_default, absurd.r_default, absurd.c_default, absurd.e_default, absurd.w_default"
 
 
-class Absurd:
+class Absurd(Contestant):
     """Tasks of Absurd, spawned by this process."""
 
     name = "absurd"
     needs = ("absurd_sdk", "absurdctl")
+    emptying = "TRUNCATE absurd.t_default, absurd.r_default, absurd.c_default, absurd.e_default, absurd.w_default"
 
-    def __init__(self, stage: Stage, concurrency: int) -> None:
-        self.stage, self.database, self._concurrency = stage, stage.database(self.name), concurrency
-
-    def __enter__(self) -> Absurd:
+    def start(self) -> None:
         self._make_schema()
         self.client = importlib.import_module("absurd_sdk").Absurd(self.database)
         self.client.create_queue("default")
-        command = ["tests.benchmarks.apps.absurd", self.database, str(self._concurrency)]
+        command = ["tests.benchmarks.apps.absurd", self.database, str(self.concurrency)]
         self.process = Process(command, self.stage.log(self.name))
+
+    def warm_up(self) -> None:
         self.run(1)
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def stop(self) -> None:
         self.client.close()
-        self.process.stop()
-
-    def empty(self) -> None:
-        """Forget all tasks."""
-        self.stage.execute(_EMPTY, self.database)
+        super().stop()
 
     def run(self, steps: int) -> tuple[float, float]:
         """Run a task: seconds from its first step to its last, in its body, and from its spawning to its result.
@@ -49,5 +42,5 @@ class Absurd:
         return float(inside), time.perf_counter() - began
 
     def _make_schema(self) -> None:
-        if not self.stage.rows("SELECT FROM pg_namespace WHERE nspname = 'absurd'", database=self.database):
-            self.stage.execute(importlib.import_module("absurdctl").BUNDLED_SCHEMA_SQL, self.database)
+        if not self.rows("SELECT FROM pg_namespace WHERE nspname = 'absurd'"):
+            self.stage.execute(importlib.import_module("absurdctl").BUNDLED_SCHEMA_SQL, database=self.database)

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+from tests.benchmarks.contestants.contestant import Contestant
 from tests.benchmarks.processes import Servant
-from tests.benchmarks.stage import Stage
-
-_EMPTY = "TRUNCATE dbos.workflow_status, dbos.workflow_input, dbos.workflow_output, dbos.operation_outputs CASCADE"
 
 
-class Dbos:
+class Dbos(Contestant):
     """Workflows of DBOS."""
 
     name = "dbos"
     needs = ("dbos",)
+    emptying = (
+        "TRUNCATE dbos.workflow_status, dbos.workflow_input, dbos.workflow_output, dbos.operation_outputs CASCADE"
+    )
 
-    def __init__(self, stage: Stage, concurrency: int) -> None:
-        self.stage, self.database, self._concurrency = stage, stage.database(self.name), concurrency
-
-    def __enter__(self) -> Dbos:
-        command = ["tests.benchmarks.apps.dbos", self.database, str(self._concurrency)]
+    def start(self) -> None:
+        command = ["tests.benchmarks.apps.dbos", self.database, str(self.concurrency)]
         self.process = Servant(command, self.stage.log(self.name))
+
+    def warm_up(self) -> None:
+        self.process.wait_ready()
         self.run(1)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.process.stop()
-
-    def empty(self) -> None:
-        """Forget all workflows."""
-        self.stage.execute(_EMPTY, self.database)
 
     def run(self, steps: int) -> tuple[float, float]:
         """Run a workflow: seconds from its first step to its last, in its body, and from its start to its result.
@@ -41,3 +34,7 @@ class Dbos:
     def run_many(self, workflows: int, steps: int) -> float:
         """Run workflows at once: seconds from the first start to the last result."""
         return self.process.ask("run_many", count=steps, workflows=workflows)["whole"]
+
+    def replay(self, steps: int) -> float:
+        """Fork a workflow behind so many completed steps: seconds from its first step to its last, in its body."""
+        return self.process.ask("replay", count=steps)["inside"]

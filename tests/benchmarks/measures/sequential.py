@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from tests.benchmarks.contestants import Absurd, Dbos, Durable, Limit, Plain, entered
+from tests.benchmarks.contestants import Absurd, Dbos, Durable, Limit, Plain
+from tests.benchmarks.crew import Crew
 from tests.benchmarks.measuring import Measure, Turn, Turns
 from tests.benchmarks.stage import Stage
 
 #: Steps of a workflow, and how many workflows a turn has, one after the other.
 SIZES = {50: 10, 500: 2}
 WITHIN, WHOLE = "{} steps, claim to finish", "{} steps, delay() to get()"
-#: As many as make it run for a good second.
+#: As many as take a good second.
 TRANSACTIONS = 3_000
 
 
-def _open(stage: Stage, stack: ExitStack) -> Turns:
-    runners = entered(stage, stack, 1, Durable, Dbos, Absurd, Plain)
-    (limit,) = entered(stage, stack, 1, Limit)
+def _turns(stage: Stage, crew: Crew) -> Turns:
+    *runners, limit = crew.call(1, Durable, Dbos, Absurd, Plain, Limit)
     turns = {each.name: Turn(partial(_of_all_sizes, stage, each), each.empty) for each in runners}
     return {**turns, limit.name: Turn(partial(_of_limit, stage, limit), limit.empty)}
 
@@ -43,5 +42,5 @@ SEQUENTIAL = Measure(
     "sequential",
     "trivial steps, one workflow after the other; one pool process, one client",
     {figure.format(steps): "steps/s" for steps in SIZES for figure in (WITHIN, WHOLE)},
-    _open,
+    _turns,
 )
