@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def _measure(stage: Stage, options: argparse.Namespace, figures: Figures) -> Non
     with closing(Crew(stage)) as crew:
         for measure in MEASURES:
             if not options.only or measure.name in options.only:
-                _tell(f"{measure.name}: {measure.says}")
+                began = time.monotonic()
                 take_turns(measure, stage, crew, options.rounds, figures)
+                _tell(f"{measure.name}: {measure.says} ({time.monotonic() - began:.0f} s)")
 
 
 def _tell(line: str) -> None:

@@ -57,7 +57,7 @@ def _within(figure: str, other: str, bound: float, says: str) -> Target:
 
 _LONG, _BRIEF = sequential.WITHIN.format(500), sequential.WHOLE.format(50)
 _FIRST = pickup.FIGURE
-_FEW, _MOST = resume.FIGURE.format(resume.SIZES[0]), resume.FIGURE.format(resume.SIZES[-1])
+_FEW, _MOST = resume.FIGURE.format(resume.FEW), resume.FIGURE.format(resume.MOST)
 
 TARGETS = (
     _times(_LONG, "pgbench", 0.65),
@@ -73,7 +73,7 @@ TARGETS = (
     Target(_FEW, Cell(_FEW, "celery_durable"), None, at_most=10, unit=" ms"),
     Target(f"{_FEW}: ratio of dbos to this", Cell(_FEW, "dbos"), Cell(_FEW, "celery_durable"), at_least=100),
     # Linear is a hundred times; the rest is what a hundred megabytes of Python objects do to the caches.
-    _within(_MOST, _FEW, 150, f"{_MOST}: ratio to {resume.SIZES[0]:,}"),
+    _within(_MOST, _FEW, 150, f"{_MOST}: ratio to {resume.FEW:,}"),
     Target(f"{_FIRST}: ratio to celery", Cell(_FIRST, "celery_durable"), Cell(_FIRST, "celery"), at_most=1.3),
     _within(parallel.GATHERED, parallel.IN_TURN, 0.1, f"{parallel.GATHERED}: ratio to in turn"),
     _within(parallel.GATHERED_ASYNC, parallel.IN_TURN, 0.1, f"{parallel.GATHERED_ASYNC}: ratio to in turn"),

@@ -81,9 +81,9 @@ class Durable(Contestant):
         handle = self.tasks.equal_steps.apply_async((steps,), queue=SIDING)
         self.stage.execute(_COPY, {"of": real.id, "to": handle.id, "count": steps}, database=self.database)
         self.stage.execute("ANALYZE celery_durable.checkpoint", database=self.database)
-        self.tasks.app.control.add_consumer(SIDING, reply=True)
+        self.tasks.app.control.add_consumer(SIDING, reply=True, limit=1)
         replayed = handle.get(timeout=300)
-        self.tasks.app.control.cancel_consumer(SIDING, reply=True)
+        self.tasks.app.control.cancel_consumer(SIDING, reply=True, limit=1)
         return replayed - self.rows(_CLAIMED, (handle.id,))[0][0]
 
     def in_state(self, state: str) -> int:
