@@ -70,7 +70,10 @@ class Figures:
 
 
 def take_turns(measure: Measure, stage: Stage, crew: Crew, rounds: int, figures: Figures) -> None:
-    """Measure: a round that warms up and doesn't count (unless it is to be quick), then the others, each beginning with another contestant."""
+    """Measure: a round that warms up and doesn't count, then the others, each beginning with another contestant.
+
+    A quick run has no warm-up.
+    """
     turns = list(measure.turns(stage, crew).items())
     warm_up = measure.warms_up and not stage.quick
     for number in range(0 if warm_up else 1, min(rounds, measure.most_rounds) + 1):

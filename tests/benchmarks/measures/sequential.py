@@ -11,7 +11,7 @@ from tests.benchmarks.measuring import Measure, Turn, Turns
 from tests.benchmarks.stage import Stage
 
 #: Steps of a workflow, and how many workflows a turn has, one after the other.
-SIZES = {50: 10, 500: 2}
+SIZES = {50: 5, 500: 1}
 WITHIN, WHOLE = "{} steps, claim to finish", "{} steps, delay() to get()"
 #: As many as take a good second.
 TRANSACTIONS = 3_000

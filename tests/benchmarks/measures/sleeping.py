@@ -14,7 +14,7 @@ from tests.benchmarks.stage import Stage
 
 WORKFLOWS = 10_000
 WOKEN, GROWTH = "sleeping workflows, due to ended", "growth of the worker meanwhile"
-#: Seconds until they are due: more than the five below which a sleep keeps its process, and what each may need to begin.
+#: Seconds until they are due: more than the five below which a sleep keeps its process, and some for each to begin.
 SLEEP, EACH = 7, 1 / 80
 PAUSE = 0.1
 
