@@ -21,8 +21,7 @@ from tests.benchmarks.stage import Stage, opened
 
 def main() -> None:
     """Measure what the command line asks for."""
-    # A SIGTERM ends workers and servers, too, as a Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("The benchmark was stopped."))
+    signal.signal(signal.SIGTERM, _end_all)
     options = _options()
     figures = Figures()
     for contestant, modules in absent().items():
@@ -44,6 +43,12 @@ def _measure(stage: Stage, options: argparse.Namespace, figures: Figures) -> Non
                 began = time.monotonic()
                 take_turns(measure, stage, crew, options.rounds, figures)
                 _tell(f"{measure.name}: {measure.says} ({time.monotonic() - began:.0f} s)")
+
+
+def _end_all(*_: object) -> None:
+    """End workers and servers, too, as a Ctrl-C does; a second signal doesn't disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("The benchmark was stopped.")
 
 
 def _tell(line: str) -> None:
