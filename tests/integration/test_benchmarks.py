@@ -15,8 +15,9 @@ from tests.fixtures.pages import CHECKOUT
 
 #: Measures in groups that share their workers.
 GROUPS = [
-    ["imports", "memory", "pickup", "payloads", "parallel", "events", "resume"],
+    ["imports", "memory", "pickup", "payloads", "parallel", "events"],
     ["sequential", "publishing"],
+    ["resume"],
     ["many", "short", "sleeping"],
 ]
 
