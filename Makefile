@@ -26,15 +26,17 @@ docs: $(VENV)/dev.stamp
 	$(BIN)/python -m sphinx --builder html --conf-dir docs --fail-on-warning --keep-going . build/docs
 	@echo "Open build/docs/docs/index.html"
 
+# In turns with DBOS, Absurd and plain Celery, in an environment of its own; ARGS are options: docs/benchmarks.md.
 bench:
-	@echo "The benchmarks aren't there yet."; exit 1
+	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/bench.stamp
+	.venv-bench/bin/python -m tests.benchmarks $(ARGS)
 
 # Everything at once, for DURATION seconds; SEED brings the faults of another run again.
 chaos: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed=$(SEED)) $(if $(DURATION),--duration=$(DURATION))
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/%.stamp: setup.cfg pyproject.toml $(BIN)/pip

@@ -1,0 +1,1 @@
+"""What each contestant runs: the same work, written as its own users write it."""
