@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
@@ -32,6 +33,7 @@ from .installation import Installation
 from .logs import about
 from .publisher import birth_of, retries_of, start_by_message
 from .request import NODE_PROPERTY, published_at
+from .started import Started, shown_if_it_lasts
 from .step_events import is_watched
 from .store.rows import Claim, Fence, Look, StoredMessage, StoredOutcome
 
@@ -64,8 +66,8 @@ def _run(message: _Message, claim: Claim, body: Callable[[], Any]) -> Any:
     report, tell = message.report(attempt, claim), installation.observers.tell
     tell("claimed", attempt.id, attempt.fence.attempt)
     tell("attempt_started", report)
-    message.store_started()
-    outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
+    with message.shown_as_started():
+        outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
     try:
         settled = message.settle(attempt, outcome)
         tell("attempt_ended", report, settled.ending)
@@ -91,6 +93,7 @@ class _Message:
         self.is_foreign = getattr(self.request, HEADER, None) is None
         #: The boot time before the claim was sent.
         self.claimed_at = 0.0
+        self.started: Started | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what an attempt knows of the message and the process that have begun it."""
@@ -308,6 +311,15 @@ class _Message:
         if messages and (refused := send_stored(self.task.app, messages)):
             self.workflows.unsent(refused, patience=WHILE_ALIVE)
 
+    @contextmanager
+    def shown_as_started(self) -> Iterator[None]:
+        """Let the result backend have STARTED, if the block lasts and says nothing else of itself."""
+        if not self.has_result:
+            yield
+            return
+        with shown_if_it_lasts(self.store_started) as self.started:
+            yield
+
     def store_started(self) -> None:
         facts = {"pid": os.getpid(), "hostname": self.request.hostname}
         self._store("STARTED", lambda backend: backend.store_result(
@@ -323,6 +335,8 @@ class _Message:
 
     def show_state(self, state: str | None, meta: Any) -> None:
         """Store what a running step says of itself by Celery's ``update_state``."""
+        if self.started is not None:
+            self.started.end()
         self._store(str(state), lambda backend: backend.store_result(self.id, meta, state, request=self.request))
 
     def keep_stored_state(self) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import tenacity
-from tenacity import RetryCallState
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..store.rows import Checkpoint
 from .limits import is_foreign_limit
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 Exceptions = tuple[type[BaseException], ...]
 
@@ -136,6 +136,9 @@ async def call_with_retries(
     ended = await body()
     if ended.error is None:
         return ended
+    # Not before it is needed: it takes as long to import as half of this library, and most tries succeed.
+    import tenacity
+
     delays: list[float] = []
 
     def tries(state: RetryCallState) -> int:
