@@ -119,23 +119,21 @@ class RetryPolicy:
         return random.uniform(0, delay) if self.retry_jitter else delay  # noqa: S311 - spreads load, keeps no secret
 
 
-async def call_with_retries(
+async def tried_again(
     policy: RetryPolicy,
+    ended: Ended,
     body: Callable[[], Awaitable[Ended]],
     *,
     failed_tries: int,
     failed: Callable[[Ended, float], Awaitable[None]],
     wait: Callable[[float], Awaitable[None]],
 ) -> Ended:
-    """Call ``body`` until it returns, or is not to be tried again; return how its last try ended.
+    """Call ``body``, whose first try here has ``ended``, until it returns or is not to be tried again.
 
-    ``failed_tries`` were used up by earlier attempts. ``failed`` is told each try that another one follows, and the
-    delay; ``wait`` passes the delay, or unwinds the workflow and doesn't come back. A ``retry_if`` that raises ends
-    the step with its own error.
+    Returns how its last try ended. ``failed_tries`` were used up by earlier attempts. ``failed`` is told each try that
+    another one follows, and the delay; ``wait`` passes the delay, or unwinds the workflow and doesn't come back. A
+    ``retry_if`` that raises ends the step with its own error.
     """
-    ended = await body()
-    if ended.error is None:
-        return ended
     # Not before it is needed: it takes as long to import as half of this library, and most tries succeed.
     import tenacity
 

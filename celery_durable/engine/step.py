@@ -33,7 +33,7 @@ from .atomic import call_atomically
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
 from .limits import UNLIMITED, Limit, hard_limit, is_foreign_limit, soft_limit
 from .observer import StepReport
-from .retry import Ended, RetryPolicy, TryAgain, asked_in, call_with_retries
+from .retry import Ended, RetryPolicy, TryAgain, asked_in, tried_again
 from .waiting import IN_THREAD, Waiting, complete
 from .watch import watching
 
@@ -41,7 +41,6 @@ T = TypeVar("T")
 Body = Callable[..., Any]
 
 _ATTRIBUTES = vars(BaseException)["__dict__"]
-_NO_WATCH = nullcontext()
 _WELL = Standing(states.RUNNING, draining=False, late=False)
 
 #: Failed tries whose errors are kept; ``tries`` counts all of them.
@@ -228,13 +227,16 @@ class Call:
             return await self.settle(Ended(error=self.loss()))
         if self.due_in:
             await self.wait(self.due_in)
-        ended = await call_with_retries(
-            self.spec.retry,
-            partial(self.try_once, body),
-            failed_tries=self.failed_tries,
-            failed=self.record_try,
-            wait=self.wait,
-        )
+        failed_tries, ended = self.failed_tries, await self.try_once(body)
+        if ended.error is not None:
+            ended = await tried_again(
+                self.spec.retry,
+                ended,
+                partial(self.try_once, body),
+                failed_tries=failed_tries,
+                failed=self.record_try,
+                wait=self.wait,
+            )
         if ended.error is not None and is_foreign_limit(ended.error):
             raise ended.error
         return await self.settle(ended)
@@ -251,21 +253,23 @@ class Call:
 
     async def try_once(self, body: Body) -> Ended:
         """Call the body once."""
-        self.attempt.check_going()
+        attempt = self.attempt
+        attempt.check_going()
         if self.overran:
             return self.overrun()
-        await self.write_ahead()
-        if self.attempt.is_stale:
-            await self.waiting.run(self.attempt.look)
+        if attempt.after_crash or self.spec.time_limit is not None:
+            await self.write_ahead()
+        if attempt.is_stale:
+            await self.waiting.run(attempt.look)
         self.step.attempt = self.failed_tries + 1
-        tell = self.attempt.engine.observers.tell
-        tell("step_starting", self.attempt.id, self.key)
+        tell = attempt.engine.observers.tell
+        tell("step_starting", attempt.id, self.key)
         self.began = time.monotonic()
         try:
-            tell("body_starting", self.attempt.id, self.key, self)
+            tell("body_starting", attempt.id, self.key, self)
             return await self.waiting.call(self, body)
         finally:
-            tell("body_ended", self.attempt.id, self.key)
+            tell("body_ended", attempt.id, self.key)
 
     def overrun(self) -> Ended:
         """Return how the try ended that an earlier attempt was killed in."""
@@ -307,11 +311,9 @@ class Call:
     def call_body(self, body: Body) -> Ended:
         """Call a body in this thread, within its limits."""
         limit, interrupted = self.limit, False
-        watch = watching(self.attempt, limit) if self.spec.cancellable else _NO_WATCH
         try:
-            with running_step(self.step), hard_limit(self.hard_limit), watch, limit:
-                self.step.deadline = limit.deadline
-                return Ended(body(*self.args, **self.kwargs))
+            with running_step(self.step):
+                return Ended(body(*self.args, **self.kwargs) if limit is UNLIMITED else self.call_within(limit, body))
         except TryAgain as again:
             # Celery's own autoretry, which an unmodified task has, doesn't know whose limit it was.
             interrupted = again.error is not None and is_foreign_limit(again.error)
@@ -327,6 +329,13 @@ class Call:
         finally:
             if interrupted or limit.has_interrupted:
                 self.attempt.engine.observers.tell("step_interrupted", self.attempt.id, self.key)
+
+    def call_within(self, limit: Limit, body: Body) -> Any:
+        """Return what a body returns that something may interrupt."""
+        watch = watching(self.attempt, limit) if self.spec.cancellable else nullcontext()
+        with hard_limit(self.hard_limit), watch, limit:
+            self.step.deadline = limit.deadline
+            return body(*self.args, **self.kwargs)
 
     def ended_by(self, error: BaseException) -> Ended:
         """Return how a try ended by what is no Exception; what ends the process is raised."""
@@ -392,7 +401,8 @@ class Call:
         # The live error has the traceback, which the rebuilt one hasn't.
         error = answer.error if answer.error is None or outcome.cause is None else outcome.cause
         self.report("SUCCESS" if error is None else "FAILURE", answer.value, error, self.failed_tries)
-        attempt.judge(self.standing)
+        if self.standing is not _WELL:
+            attempt.judge(self.standing)
         return answer
 
     async def keep(self, ended: Ended) -> _Outcome:

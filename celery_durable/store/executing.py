@@ -30,6 +30,7 @@ Statement = tuple[Query, Mapping[str, Any]]
 
 _DONE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 _BINARY = 1
+_AS_IT_LIKES = PyFormat.AUTO
 
 
 class Answer(NamedTuple):
@@ -89,7 +90,7 @@ class Direct:
 
     def _bound(self, query: Query, params: Mapping[str, Any]) -> _Bound:
         values = [params[name] for name in query.names]
-        written = self._values.dump_sequence(values, [PyFormat.AUTO] * len(values))
+        written = self._values.dump_sequence(values, [_AS_IT_LIKES] * len(values))
         types = self._values.types or ()
         name = self._names.get((query.name, types)) or self._named(query, types)
         return _Bound(query, name, written, types, self._values.formats)
@@ -153,10 +154,11 @@ class Direct:
         return executed
 
     def _answer(self, result: Any) -> Answer:
-        if result.status not in _DONE:
-            raise self._error_of(result)
-        if result.status == ExecStatus.COMMAND_OK:
+        status = result.status
+        if status == ExecStatus.COMMAND_OK:
             return Answer([], result.command_tuples or 0)
+        if status not in _DONE:
+            raise self._error_of(result)
         self._values.set_pgresult(result)
         try:
             rows = self._values.load_rows(0, result.ntuples, tuple)

@@ -109,10 +109,10 @@ class Database:
         """Act; try again on a transient error until patience ends."""
         if (reason := self._absence.reason_not_to_try(patience)) is not None:
             raise unavailable(where(self._url()), reason)
-        give_up_at = time.monotonic() + self._absence.left_of(patience)
+        tried_at = time.monotonic()
+        give_up_at = tried_at + self._absence.left_of(patience)
         pause = _FIRST_PAUSE
         while True:
-            tried_at = time.monotonic()
             try:
                 done = action()
             except TRANSIENT as error:
@@ -129,6 +129,7 @@ class Database:
                 return done
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+            tried_at = time.monotonic()
 
     @contextmanager
     def transaction(self, *, patience: float) -> Iterator[Transaction]:
@@ -199,8 +200,9 @@ class Absence:
 
     def reason_not_to_try(self, patience: float) -> Exception | None:
         """Return what the last try has met, if it is too early for another one."""
-        is_silent = math.isfinite(patience) and time.monotonic() < self._silent_until
-        return self._reason if is_silent else None
+        if self._reason is None or math.isinf(patience) or time.monotonic() >= self._silent_until:
+            return None
+        return self._reason
 
     def left_of(self, patience: float) -> float:
         """Return the seconds for which a statement may go on trying."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_durable.engine.retry import Ended, GivenUp, RetryPolicy, TryAgain, call_with_retries
+from celery_durable.engine.retry import Ended, GivenUp, RetryPolicy, TryAgain, tried_again
 from celery_durable.engine.waiting import complete
 from celery_durable.exceptions import StepTimeout, Suspended
 
@@ -28,7 +28,9 @@ class Flaky:
 
     def run(self, policy: RetryPolicy, failed_tries: int = 0) -> str:
         ended = complete(
-            call_with_retries(policy, self.once, failed_tries=failed_tries, failed=self.failed, wait=self.wait)
+            tried_again(
+                policy, complete(self.once()), self.once, failed_tries=failed_tries, failed=self.failed, wait=self.wait
+            )
         )
         if ended.error is not None:
             raise ended.error
@@ -126,7 +128,8 @@ def test_a_body_that_asks_is_called_again() -> None:
     async def wait(seconds: float) -> None:
         waits.append(seconds)
 
-    ended = complete(call_with_retries(policy(max_retries=0), body, failed_tries=0, failed=failed, wait=wait))
+    first = complete(body())
+    ended = complete(tried_again(policy(max_retries=0), first, body, failed_tries=0, failed=failed, wait=wait))
     assert (ended.error, waits) == (None, [0.25, 2.0])
 
 
