@@ -80,13 +80,21 @@ class Direct:
     def run(self, query: Query, params: Mapping[str, Any]) -> Answer:
         """Execute one statement; its first use prepares it in the same round trip."""
         bound = self._bound(query, params)
-        if bound.name not in self._prepared:
-            return self._together([bound], apart=False)[0]
-        return self._answer(self._pgconn.exec_prepared(bound.name, bound.values, bound.formats, _BINARY))
+        if bound.name in self._prepared:
+            try:
+                return self._answer(self._pgconn.exec_prepared(bound.name, bound.values, bound.formats, _BINARY))
+            except errors.InvalidSqlStatementName:
+                self._prepared.clear()  # somebody has discarded what this session had; nothing was executed
+        return self._together([bound], apart=False)[0]
 
     def run_all(self, statements: Sequence[Statement], *, apart: bool) -> list[Answer]:
         """Execute several in a pipeline."""
-        return self._together([self._bound(*statement) for statement in statements], apart=apart)
+        bound = [self._bound(*statement) for statement in statements]
+        try:
+            return self._together(bound, apart=apart)
+        except errors.InvalidSqlStatementName:
+            self._prepared.clear()
+            return self._together(bound, apart=apart)
 
     def _bound(self, query: Query, params: Mapping[str, Any]) -> _Bound:
         values = [params[name] for name in query.names]

@@ -57,7 +57,7 @@ def test_a_silent_worker_and_late_sweeps(shop: Inprocess, sql: Sql) -> None:
     begin(shop)
     shop.app.tasks["order"].apply_async(task_id="w2", countdown=100)
     sweep(shop)
-    sql.execute("UPDATE celery_durable.node SET seen = seen - interval '100 s'")
+    sql.execute("UPDATE celery_durable.node SET lease = interval '15 s', seen = seen - interval '100 s'")
     sql.execute("UPDATE celery_durable.sweep SET at = at - interval '100 s'")
     sql.execute("UPDATE celery_durable.workflow SET publish_at = clock_timestamp() - interval '50 s' WHERE id = 'w2'")
     health = durable.check_health(shop.app)

@@ -350,3 +350,18 @@ def test_a_date_that_python_cannot_hold_is_told(store: Store, sql: Sql) -> None:
     query = Query("far", "SELECT 'infinity'::timestamptz")
     with pytest.raises(SerializationError, match="A row can't be read"):
         store._database.run(query, {}, patience=0)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_session_that_has_lost_its_statements_prepares_them_again(store: Store, together: bool) -> None:
+    """As a pooler, or psycopg's own housekeeping, may discard them; the connection stays."""
+    act = store.awaits.notify if together else store.workflows.by_id
+    argument: Any = (["w1"], 60.0) if together else ("w1",)
+    act(*argument, patience=0)
+    with store._database._connections.lease() as connection:
+        connection.execute("DEALLOCATE ALL")
+        before = connection.info.backend_pid
+    act(*argument, patience=0)
+    act(*argument, patience=0)
+    with store._database._connections.lease() as connection:
+        assert connection.info.backend_pid == before

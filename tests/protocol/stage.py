@@ -169,7 +169,7 @@ class Stage:
                     self._end_pause(session)
                     session.status = "waiting"
                 elif session.status == "open":
-                    session.party.connection.execute("ROLLBACK")
+                    session.party.connection.execute("ROLLBACK", prepare=False)
                     session.status = "idle"
                 elif session.future is not None and session.future.done():
                     session.status = "open" if session.fate == "open" else "idle"
@@ -194,7 +194,7 @@ class Stage:
         session.statement, session.fate, session.is_late = statement, fate, fate == "slow"
         connection = session.party.connection
         if fate == "open":
-            connection.execute("BEGIN")
+            connection.execute("BEGIN", prepare=False)
         if fate == "slow":
             self._begin_pause(session)
         if fate != "slow" and not others:
@@ -227,7 +227,7 @@ class Stage:
         self._end(session, "ROLLBACK", lost=True)
 
     def _end(self, session: Session, command: str, *, lost: bool) -> None:
-        session.party.connection.execute(command)
+        session.party.connection.execute(command, prepare=False)
         statement = session.statement
         assert statement is not None
         session.status, session.statement = "idle", None
@@ -282,7 +282,7 @@ class Stage:
             if connection.info.transaction_status is not TransactionStatus.INERROR:
                 session.status = "open"
                 return
-            connection.execute("ROLLBACK")  # it has failed, and said so
+            connection.execute("ROLLBACK", prepare=False)  # it has failed, and said so
         statement, session.statement, session.status = session.statement, None, "idle"
         if session.fate == "lost":
             statement.lost()
@@ -293,7 +293,9 @@ class Stage:
         self._pauses += 1
         session.pause = self._pauses
         self._keeper.execute("SELECT pg_advisory_lock(%s)", [session.pause])
-        session.party.connection.execute("SELECT set_config('model.pause', %s, false)", [str(session.pause)])
+        session.party.connection.execute(
+            "SELECT set_config('model.pause', %s, false)", [str(session.pause)], prepare=False
+        )
 
     def _end_pause(self, session: Session) -> None:
         if session.pause:
