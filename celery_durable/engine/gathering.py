@@ -1,25 +1,32 @@
-"""Several steps at once, in threads: the thread of the workflow starts them, and records what is ready together."""
+"""Several steps at once: bodies run in threads, and the thread of the workflow records what is ready together.
+
+A step is a coroutine that gives way where its outcome is to be recorded. Until there a thread of the gathering runs it,
+which then takes the next one; the thread of the workflow records, and runs the rest. So a thread is as long in use as a
+body, and trivial bodies need few of them.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from contextvars import copy_context
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ..exceptions import StepLost, Suspended
+from ..exceptions import ControlFlow, StepLost, Suspended
 from ..store import StepRecord
 from ..store.rows import Wakers
 from .context import Attempt, logger
 from .limits import is_foreign_limit
 from .loop import FromThread
+from .process import Threads
 from .retry import Ended
 from .step import Answer, Body, Call
-from .waiting import NOTHING, StepCall, complete, must_find_out
+from .waiting import NOTHING, StepCall, must_find_out
 
 
 class _Parked(BaseException):
@@ -29,7 +36,17 @@ class _Parked(BaseException):
         self.due = time.monotonic() + seconds
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Unsaved:
+    """What a step gives way with: an outcome that is to be recorded."""
+
+    record: StepRecord
+
+    def __await__(self) -> Generator[_Unsaved, bool, bool]:
+        return (yield self)
+
+
+@dataclass(slots=True, eq=False)
 class _Branch:
     """One step of the gathering, and what has become of it."""
 
@@ -38,6 +55,40 @@ class _Branch:
     due: float = 0.0
     answer: Answer | None = None
     error: BaseException | None = None
+    #: What it waits for.
+    unsaved: _Unsaved | None = None
+    #: Its own, in whichever thread it goes on.
+    context: Context | None = None
+    _run: Coroutine[Any, Any, Answer] | None = None
+
+    def begin(self, waiting: _InBranch) -> None:
+        """Run it until its outcome is to be recorded; or it has ended, or is parked."""
+        self._run = self.call.run(self.body, waiting)
+        try:
+            self._advance(None)
+        except BaseException as error:  # noqa: BLE001 - raised in the workflow's thread
+            self.error = error
+
+    def go_on(self, saved: bool) -> None:
+        """Run the rest of it; raises what isn't the step's own."""
+        try:
+            self._advance(saved)
+        except (Exception, ControlFlow) as error:
+            if is_foreign_limit(error):
+                raise
+            self.error = error
+
+    def _advance(self, saved: bool | None) -> None:
+        assert self._run is not None
+        assert self.context is not None
+        self.unsaved = None
+        try:
+            self.unsaved = self.context.run(self._run.send, saved)
+        except StopIteration as done:
+            self.answer = done.value
+        except _Parked as parked:
+            self.due = parked.due
+            self.call.due_in = 0.0
 
     @property
     def is_done(self) -> bool:
@@ -46,14 +97,6 @@ class _Branch:
     @property
     def is_lost(self) -> bool:
         return self.answer is not None and isinstance(self.answer.error, StepLost)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Unsaved:
-    """An outcome that is to be recorded."""
-
-    record: StepRecord
-    saved: Future[bool]
 
 
 def gather_calls(attempt: Attempt, calls: Sequence[tuple[Call, Body]], max_concurrency: int) -> list[Answer]:
@@ -73,10 +116,10 @@ class Gathering:
         self.branches = branches
         self.max_concurrency = max_concurrency
         self.waiting = _InBranch(self)
-        self.inbox: queue.SimpleQueue[_Branch | _Unsaved] = queue.SimpleQueue()
+        self.threads = Threads(max_concurrency, "celery_durable branch")
+        #: Branches that a thread has done what it can for.
+        self.inbox: queue.SimpleQueue[_Branch] = queue.SimpleQueue()
         self.lock = threading.Lock()
-        #: Outcomes whose branches wait until they are recorded.
-        self.unsaved: set[_Unsaved] = set()
         self.closed = False
         for branch in branches:
             if branch.call.is_settled:
@@ -131,31 +174,25 @@ class Gathering:
         while self.ready and self.running < self.places:
             self.running += 1
             self.attempt.after_crash |= self.suspects > 0
-            self._start_thread(self.ready.pop(0))
+            branch = self.ready.pop(0)
+            branch.context = copy_context()
+            self.threads.call(partial(self._begin, branch))
 
-    def _start_thread(self, branch: _Branch) -> None:
-        # A thread of an executor would hold up the end of the process until its body has ended.
-        threading.Thread(
-            target=copy_context().run, args=(self._run_branch, branch), name="celery_durable branch", daemon=True
-        ).start()
+    def _begin(self, branch: _Branch) -> None:
+        """Run a branch in this thread, as far as that goes."""
+        branch.begin(self.waiting)
+        self.attempt.engine.observers.tell("branch_ended", self.attempt.id, branch.call.key)
+        with self.lock:
+            if not self.closed:
+                self.inbox.put(branch)
+                return
+        _record_alone([branch])
 
-    def _run_branch(self, branch: _Branch) -> None:
-        try:
-            branch.answer = complete(branch.call.run(branch.body, self.waiting))
-        except _Parked as parked:
-            branch.due = parked.due
-            branch.call.due_in = 0.0
-        except BaseException as error:  # noqa: BLE001 - raised in the workflow's thread
-            branch.error = error
-        finally:
-            self.attempt.engine.observers.tell("branch_ended", self.attempt.id, branch.call.key)
-            self.inbox.put(branch)
-
-    def _arrivals(self) -> list[_Branch | _Unsaved]:
+    def _arrivals(self) -> list[_Branch]:
         """Wait for what comes next, and take all that is there by then; nothing, if a parked branch is due first."""
         due = min((branch.due for branch in self.parked), default=None)
         patience = None if due is None or self.running >= self.places else max(due - time.monotonic(), 0.0)
-        arrivals: list[_Branch | _Unsaved] = []
+        arrivals: list[_Branch] = []
         try:
             arrivals.append(self.inbox.get(timeout=patience))
             while True:
@@ -163,19 +200,31 @@ class Gathering:
         except queue.Empty:
             return arrivals
 
-    def _take(self, arrivals: list[_Branch | _Unsaved]) -> None:
-        self._save([each for each in arrivals if isinstance(each, _Unsaved)])
-        for branch in arrivals:
-            if isinstance(branch, _Branch):
-                self.running -= 1
-                self.is_broken |= branch.error is not None
-                self.suspects = 0 if branch.is_lost else max(self.suspects - 1, 0)
-                if not branch.is_done:
-                    self.parked.append(branch)
-
-    def _save(self, unsaved: list[_Unsaved]) -> None:
+    def _take(self, arrivals: list[_Branch]) -> None:
+        unsaved = [branch for branch in arrivals if branch.unsaved is not None]
         if unsaved:
-            self._tell(unsaved, self._save_together([each.record for each in unsaved]))
+            self._record(unsaved)
+        for branch in arrivals:
+            self.running -= 1
+            self.is_broken |= branch.error is not None
+            self.suspects = 0 if branch.is_lost else max(self.suspects - 1, 0)
+            if not branch.is_done:
+                self.parked.append(branch)
+
+    def _record(self, branches: list[_Branch]) -> None:
+        """Record the outcomes of these together, and let each go on; one that can't be is replaced by an error."""
+        left = set(branches)
+        try:
+            while left:
+                now = [branch for branch in branches if branch in left]
+                saved = self._save_together([branch.unsaved.record for branch in now if branch.unsaved])
+                for branch in now:
+                    branch.go_on(saved)
+                    left -= set() if branch.unsaved else {branch}
+        except BaseException:
+            # The workflow's thread was interrupted; what has been done is recorded all the same.
+            _record_apart(list(left))
+            raise
 
     def _save_together(self, records: list[StepRecord]) -> bool:
         try:
@@ -188,18 +237,17 @@ class Gathering:
             logger.warning("%d steps of workflow %s couldn't be recorded at once: %r", len(records), name, error)
             return False
 
-    def _tell(self, unsaved: Iterable[_Unsaved], done: bool) -> None:
-        for each in unsaved:
-            if not each.saved.done():
-                each.saved.set_result(done)
-        with self.lock:
-            self.unsaved.difference_update(unsaved)
-
     def _close(self) -> None:
         """From here on the branches that still run, if the workflow was interrupted, record by themselves."""
         with self.lock:
             self.closed = True
-        self._tell(list(self.unsaved), False)
+        self.threads.end()
+        arrived = []
+        with suppress(queue.Empty):
+            while True:
+                arrived.append(self.inbox.get_nowait())
+        if arrived:
+            _record_apart(arrived)
 
     def _answers(self) -> list[Answer]:
         self.attempt.check_going()
@@ -227,14 +275,19 @@ class _InBranch(FromThread):
 
     async def save(self, attempt: Attempt, record: StepRecord) -> bool:
         """Let the workflow's thread record an outcome, with those that are ready by now."""
-        unsaved = _Unsaved(record, Future())
-        with self._gathering.lock:
-            if self._gathering.closed:
-                return False
-            self._gathering.unsaved.add(unsaved)
-        self._gathering.inbox.put(unsaved)
-        return unsaved.saved.result()
+        return False if self._gathering.closed else await _Unsaved(record)
 
     async def park(self, attempt: Attempt, reason: str, seconds: float | None, wakers: Wakers = NOTHING) -> None:
         """Leave the thread."""
         raise _Parked(seconds or 0.0)
+
+
+def _record_apart(branches: list[_Branch]) -> None:
+    threading.Thread(target=_record_alone, args=(branches,), name="celery_durable record", daemon=True).start()
+
+
+def _record_alone(branches: Iterable[_Branch]) -> None:
+    """Let branches whose workflow has been interrupted record by themselves."""
+    for branch in branches:
+        while branch.unsaved is not None:
+            branch.go_on(False)

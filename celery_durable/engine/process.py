@@ -97,7 +97,7 @@ class _Hiding:
 
 
 class Threads(Executor):
-    """Threads that are made when they are needed, and used again.
+    """Threads that are made when they are needed, and used again; calls come from one thread.
 
     Those of the standard library's executors hold up the end of the process until their calls have ended.
     """
@@ -107,20 +107,29 @@ class Threads(Executor):
         self._name = name
         self._made = 0
         self._idle = threading.Semaphore(0)
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call it in one of the threads, as soon as one is free; only for the thread of the loop."""
+        """Call it in one of the threads, as soon as one is free."""
         future: Future[T] = Future()
-        self._calls.put(partial(_answer, future, partial(call, *args, **kwargs)))
+        self.call(partial(_answer, future, partial(call, *args, **kwargs)))
+        return future
+
+    def call(self, call: Callable[[], None]) -> None:
+        """Call something that raises nothing in one of the threads, as soon as one is free."""
+        self._calls.put(call)
         if not self._idle.acquire(blocking=False) and self._made < self._most:
             self._made += 1
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        return future
+
+    def end(self) -> None:
+        """Let each thread end as soon as it is free; then nothing is called any more."""
+        for _ in range(self._made):
+            self._calls.put(None)
 
     def _work(self) -> None:
-        while True:
-            self._calls.get()()
+        while (call := self._calls.get()) is not None:
+            call()
             self._idle.release()
 
 
