@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 REPR_LIMIT = 1024
-#: Types whose ``repr`` says all of a value.
-_EXACT = frozenset({str, int, float, bool, bytes, type(None)})
 _QUALNAME = vars(type)["__qualname__"]
 
 
@@ -38,17 +36,6 @@ def call_repr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Return the arguments of a call as text for people, of bounded length."""
     parts = [_safe_repr(arg) for arg in args] + [f"{name}={_safe_repr(value)}" for name, value in kwargs.items()]
     return printable(", ".join(parts), REPR_LIMIT)
-
-
-def says_all(text: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell whether this text, which ``call_repr`` has made, can be that of no other arguments than these.
-
-    So it is for plain values alone: of anything else the text may leave something out.
-    """
-    if text is None or len(text) >= REPR_LIMIT:
-        return False
-    is_exact = _EXACT.issuperset(map(type, args)) and _EXACT.issuperset(map(type, kwargs.values()))
-    return is_exact and call_repr(args, kwargs) == text
 
 
 def safe_str(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from ..serialization import Codec, Payload, fingerprint, is_kept_exactly
 from ..shapes import Shape
 from ..store import Place, StepRecord
 from ..store.rows import Checkpoint, Standing
-from ..text import call_repr, says_all
+from ..text import call_repr
 from .atomic import call_atomically
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
 from .limits import UNLIMITED, Limit, hard_limit, is_foreign_limit, soft_limit
@@ -135,7 +135,7 @@ class Call:
         self.saved = saved = attempt.history.get(self.key)
         self.codec: Codec = attempt.engine.codec.using(spec.serializer, spec.compression)
         #: Made now: a body may change its arguments.
-        self.fingerprint = fingerprint(args, kwargs) if saved is None or saved.ok is None else None
+        self.fingerprint = fingerprint(args, kwargs)
         self.check_arguments()
         self.seq = attempt.reach(saved)
         if saved is not None and saved.ok is None:
@@ -163,10 +163,10 @@ class Call:
     def check_arguments(self) -> None:
         """Raise NondeterminismError if an earlier attempt has called this step otherwise."""
         saved = self.saved
-        if saved is None or saved.fingerprint is None or says_all(saved.args, self.args, self.kwargs):
+        if saved is None or saved.fingerprint is None:
             return
         args, digest = self.or_later(lambda: self.codec.read_note(saved.args, saved.fingerprint))
-        if digest == (self.fingerprint or fingerprint(self.args, self.kwargs)):
+        if digest == self.fingerprint:
             return
         error = NondeterminismError(
             f"{self} was first called with ({args}), and is now called with "
@@ -182,9 +182,8 @@ class Call:
     @cached_property
     def note(self) -> tuple[str | None, bytes]:
         """What is kept of the arguments; a body may change them, so this is made before."""
-        text, digest = call_repr(self.args, self.kwargs), self.fingerprint
-        assert digest is not None, "what is settled isn't written again"
-        return self.or_later(lambda: self.codec.note(text, digest))
+        text = call_repr(self.args, self.kwargs)
+        return self.or_later(lambda: self.codec.note(text, self.fingerprint))
 
     def or_later(self, code: Callable[[], T]) -> T:
         """Return what this encodes or decodes; where the payload codec can't, the workflow waits until one can.
