@@ -1,1 +1,1 @@
-"""What each operation costs in Postgres: ``python -m tests.costs`` measures it and writes docs/cost-model.md."""
+"""What each operation costs in Postgres: ``python -m tests.costs`` measures it and writes it into the pages."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.costs.measuring import costs, quiet_server, sizes
+from tests.costs.measuring import beside_an_insert, costs, quiet_server, sizes
 from tests.fixtures.fix_postgres import _new_database
 from tests.fixtures.pages import rows
 
@@ -14,6 +14,8 @@ pytestmark = pytest.mark.slow
 
 PAGE = "docs/cost-model.md"
 TOLERANCE = 0.15
+#: Bytes of the log for what makes a row a checkpoint: its workflow is locked, so that no other attempt has it.
+MOST_BEYOND_AN_INSERT = 120
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +53,11 @@ def test_what_stays_is_what_the_page_says(server: str) -> None:
         measured = sizes(url)
     for what, size in measured.items():
         assert size == pytest.approx(number(said[what][0]), rel=TOLERANCE), what
+
+
+def test_a_step_writes_hardly_more_than_its_row(server: str) -> None:
+    """Whatever the row costs, the fence around it adds little."""
+    with _new_database(server, "template0") as url:
+        step, insert, beyond = beside_an_insert(url)
+    assert 0 < insert <= step
+    assert beyond <= MOST_BEYOND_AN_INSERT

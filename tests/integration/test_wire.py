@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import celery_durable as durable
-from celery_durable.engine import context
+from celery_durable.engine import context, runner
 from celery_durable.engine.context import Attempt, boot_time, running
+from celery_durable.engine.outcome import Completed
 from celery_durable.store.rows import Claim
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
@@ -23,7 +24,8 @@ pytestmark = [pytest.mark.matrix, pytest.mark.oldest]
 
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM|FOR UPDATE|FOR KEY SHARE)\b")
 #: The end is two requests, of which the second one doesn't wait for the first one's answer.
-START, CLAIM, STEP, FINISH = 1, 1, 1, 2
+START, CLAIM, STEP, REPLAYED, FINISH = 1, 1, 1, 0, 2
+RECEIVE, SUSPEND = 1, 1
 
 
 @pytest.fixture
@@ -145,6 +147,64 @@ def claimed(shop: Inprocess, workflow_id: str) -> Claim:
     )
     assert claim is not None
     return claim
+
+
+def test_each_part_by_itself(shop: Inprocess, proxy: PostgresProxy) -> None:
+    """A start; a claim, which brings the history; a step that was kept, one that wasn't; the end."""
+    order, work = tasks(shop)
+    count = Count(proxy)
+    order.apply_async((2,), task_id="w1")
+    assert count() == START
+    leave_after(shop, "w1", 1)
+    proxy.reset()
+    attempt = begin(shop, "w1")
+    assert count() == CLAIM
+    with running(attempt):
+        assert work(0, 0) == 0
+        assert count() == REPLAYED
+        assert work(1, 0) == 1
+        assert count() == STEP
+    outcome = runner.call_body(attempt, lambda: 1, lambda error: None)
+    assert count() == 0
+    assert isinstance(outcome, Completed)
+    runner.finish(attempt, outcome, dispatched=True)
+    assert count() == FINISH
+
+
+@pytest.mark.parametrize("kind", ["function", "task", "lambda", "async"])
+def test_a_step_of_any_kind(shop: Inprocess, proxy: PostgresProxy, kind: str) -> None:
+    """One round trip when it is new, none when it is replayed; the rest is the wait in between."""
+    step = step_of(shop, kind)
+
+    def order(count: int) -> int:
+        return sum(step(number) for number in range(count)) + durable.recv()
+
+    async def async_order(count: int) -> int:
+        return sum([await step(number) for number in range(count)]) + await durable.arecv()
+
+    shop.workflow(async_order if kind == "async" else order, name="shop").apply_async((5,), task_id="w1")
+    message = shop.message("w1")
+    count = Count(proxy)
+    shop.deliver("w1", message)
+    assert count() == CLAIM + 5 * STEP + RECEIVE + SUSPEND
+    durable.send("w1", 100, app=shop.app)
+    proxy.reset()
+    assert shop.deliver("w1", message) == 110
+    assert count() == CLAIM + 5 * REPLAYED + RECEIVE + FINISH
+
+
+def step_of(shop: Inprocess, kind: str) -> Any:
+    def plain(number: int) -> int:
+        return number
+
+    async def wait(number: int) -> int:
+        return number
+
+    if kind == "task":
+        return durable.as_step(shop.app.task(plain, name="plain", shared=False))
+    if kind == "lambda":
+        return durable.as_step(lambda number: number, name="inline")
+    return durable.as_step(wait, name="wait") if kind == "async" else tasks(shop)[1]
 
 
 @pytest.mark.parametrize("failures", [1, 3])
