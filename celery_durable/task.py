@@ -247,6 +247,11 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         if attempt is None or task_id == attempt.id or isinstance(producer, Unpublishing):
             return None
         attempt.check_caller()
+        if installed_on(self.app).engine is not attempt.engine:
+            raise ConfigurationError(
+                f"The workflow {self.name} is another app's, whose database isn't this workflow's: it can only be "
+                "started outside of workflows. Let a step send a plain task that starts it."
+            )
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         return Call(attempt, StepSpec(f"{self._label(args)}.delay"), args, kwargs)
 
