@@ -10,6 +10,7 @@ from tests.costs.idle import COUNTS, idle_statements
 from tests.costs.measuring import Cost, beside_an_insert, costs, quiet_server, sizes
 from tests.costs.operations import WAKE
 from tests.costs.plans import plans
+from tests.costs.sizing import worked_example
 from tests.fixtures.fix_postgres import _new_database
 from tests.integration.test_plans import filled
 
@@ -74,3 +75,4 @@ def _of_idle(url: str) -> str:
 if __name__ == "__main__":
     logging.disable(logging.ERROR)
     write(measured())
+    write({"sizing": worked_example()})

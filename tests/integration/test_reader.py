@@ -70,6 +70,19 @@ def test_lists_are_read_from_a_replica(reader: Celery) -> None:
 
 def test_nothing_is_changed_through_a_replica(reader: Celery, shop: Inprocess) -> None:
     """A write there is an error, not a silent loss."""
-    with pytest.raises(DatabaseUnavailable, match="read-only"):
-        durable.cancel_workflow("w0", app=reader)
+    start = reader.task(nothing, base=durable.Workflow, name="order", shared=False)
+    for write in (
+        lambda: start.delay(),
+        lambda: durable.send("w0", "parcel", app=reader),
+        lambda: durable.cancel_workflow("w0", app=reader),
+        lambda: durable.fork_workflow("w1", "work", app=reader),
+    ):
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            write()
+    assert [each.id for each in durable.list_workflows(app=shop.app)] == ["w0", "w1"]
     assert durable.get_workflow_status("w0", app=shop.app).state == "ENQUEUED"
+    assert len(durable.list_workflow_messages("w0", app=shop.app)) == 1
+
+
+def nothing() -> None:
+    """Never runs."""

@@ -30,6 +30,7 @@ from celery_durable.cli import durable as durable_command
 from celery_durable.engine.retry import DEFAULT_RETRIES
 from celery_durable.options import STEP_OPTIONS
 from docs.tables import filled, of_the_code
+from tests.costs.sizing import worked_example
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.pages import CHECKOUT, PAGES, Block, blocks, patched, read, rows
 
@@ -53,6 +54,7 @@ RUNS_ALONE = [
     "docs/logs.md",
     "docs/encryption.md",
     "docs/flower.md",
+    "docs/scaling.md",
 ]
 NEEDS_A_WORKER = ["README.md", "docs/adopting.md", "docs/tutorial.md"]
 RUN_BY_PYTEST = ["docs/testing.md"]
@@ -139,6 +141,12 @@ def _check_typed(words: list[str]) -> None:
     assert program in OPEN_COMMANDS | CHECKS.keys()
     if program in CHECKS:
         CHECKS[program](args)
+
+
+def test_the_worked_example_is_the_cost_models() -> None:
+    """What Scaling computes follows from the tables of the cost model; else run `python -m tests.costs`."""
+    text = read("docs/scaling.md")
+    assert filled(text, {"sizing": worked_example()}) == text
 
 
 def test_tables_are_those_of_the_code() -> None:
