@@ -312,7 +312,8 @@ class Call:
         limit, interrupted = self.limit, False
         try:
             with running_step(self.step):
-                return Ended(body(*self.args, **self.kwargs) if limit is UNLIMITED else self.call_within(limit, body))
+                is_limited = self.spec.is_limited
+                return Ended(self.call_within(limit, body) if is_limited else body(*self.args, **self.kwargs))
         except TryAgain as again:
             # Celery's own autoretry, which an unmodified task has, doesn't know whose limit it was.
             interrupted = again.error is not None and is_foreign_limit(again.error)

@@ -78,7 +78,7 @@ def test_an_application_without_ddl(site: Site, owner: Sql, empty_database_url: 
     assert len(durable.list_workflows(app=site.shop.app)) == 3
     assert durable.check_health(app=site.shop.app).missing == (3,)
     told = 'lacks migrations (3), and the role "shop'
-    assert told in first.log + second.log
+    wait_until(lambda: told in first.log + second.log, message="the workers say what is missing")
     assert "InsufficientPrivilege" not in first.log + second.log
 
     survivor.stop()

@@ -81,7 +81,8 @@ def test_a_step_that_finds_no_memory(site: Site) -> None:
     settings = {**json.loads(site.workers.env["DURABLE_SETTINGS"]), "serializer": "pickle"}
     site.shop.app.conf.accept_content = ["json", "pickle"]
     env = {"CELERY_SETTINGS": json.dumps({"accept_content": ["json", "pickle"]}), "C_FORCE_ROOT": "1"}
-    (worker,) = site.start(1, concurrency=1, settings=settings, env=env)
+    # What glibc sets aside for each thread is as much as all of the room.
+    (worker,) = site.start(1, concurrency=1, settings=settings, env={**env, "MALLOC_ARENA_MAX": "1"})
     (child,) = worker.children()
     assert site.finished(site.shop.quick.delay("before").id).result == "before"
     # Room for a value, what it is serialized to, and a copy of both, but not for the buffer that they are sent from.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import psycopg
@@ -60,25 +61,19 @@ def hands(all_hands: Crew, shared_proxy: PostgresProxy) -> Iterator[Crew]:
     all_hands.show_logs()
 
 
-def terminate(hands: Crew, process: psutil.Process) -> None:
-    """Send SIGTERM, and return once Python has handled it and the process still answers from where it waits."""
+def terminate(process: psutil.Process) -> None:
+    """Send SIGTERM, and return once the process has got it and sleeps on where it waits."""
     process.send_signal(signal.SIGTERM)
-    for _ in range(3):
-        probe(hands, process)
-
-
-def probe(hands: Crew, process: psutil.Process) -> None:
-    """Have the main thread of the process run a handler that is never deferred; fail if it has left its wait."""
-    before = probes(hands, process)
-    process.send_signal(signal.SIGURG)
-    wait_until(
-        lambda: probes(hands, process) > before or not is_alive(process), message="the process runs its handlers"
-    )
+    wait_until(lambda: not is_pending(process, signal.SIGTERM), message="the process has got the signal")
+    wait_until(lambda: process.status() == psutil.STATUS_SLEEPING, message="it waits for the answer, or has ended")
     assert is_alive(process), "SIGTERM has ended the process while the answer was on its way"
 
 
-def probes(hands: Crew, process: psutil.Process) -> int:
-    return sum(entry.name == "probed" and entry.pid == process.pid for entry in hands.ledger.lines())
+def is_pending(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal hasn't come to a process yet: its own handlers run at once, Python's as soon as they may."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def waits_for_a_lock(hands: Crew, statement: str) -> bool:
@@ -101,9 +96,9 @@ def end(hands: Crew, proxy: PostgresProxy, statement: str, phase: str, begin: st
             connection.execute("SELECT FROM celery_durable.workflow WHERE id = %s FOR UPDATE", [workflow_id])
             held.release()
             wait_until(lambda: waits_for_a_lock(hands, statement), message="the statement waits for the lock")
-            terminate(hands, process)
+            terminate(process)
     else:
-        terminate(hands, process)
+        terminate(process)
         held.release()
     wait_until(lambda: not is_alive(process), message="the handler has run, and ended the process")
     return workflow_id
