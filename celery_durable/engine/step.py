@@ -313,7 +313,7 @@ class Call:
         limit, interrupted = self.limit, False
         try:
             with running_step(self.step):
-                return Ended(body(*self.args, **self.kwargs) if limit is UNLIMITED else self.call_within(limit, body))
+                return Ended(self.call_within(limit, body) if self.spec.is_limited else body(*self.args, **self.kwargs))
         except TryAgain as again:
             # Celery's own autoretry, which an unmodified task has, doesn't know whose limit it was.
             interrupted = again.error is not None and is_foreign_limit(again.error)
