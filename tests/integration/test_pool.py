@@ -365,3 +365,14 @@ def test_a_session_that_has_lost_its_statements_prepares_them_again(store: Store
     act(*argument, patience=0)
     with store._database._connections.lease() as connection:
         assert connection.info.backend_pid == before
+
+
+def test_a_session_that_has_lost_some_statements_takes_no_other_for_lost(store: Store) -> None:
+    """The second one is prepared in the very round trip in which the first is found to be lost."""
+    first, then = Query("first", "SELECT 1"), Query("then", "SELECT 2")
+    database = store._database
+    database.run(first, {}, patience=0)
+    with database._connections.lease() as connection:
+        connection.execute("DEALLOCATE ALL")
+    for _ in range(2):
+        assert database.run_then((first, {}), (then, {}), patience=0) == ([(1,)], [(2,)])
