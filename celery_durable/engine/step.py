@@ -463,7 +463,7 @@ class Call:
 
     def read_back(self, value: Any, payload: Payload) -> Any:
         """Return what a replay will get for a value; raises SerializationError."""
-        return value if is_kept_exactly(value, payload) else self.decode(payload)
+        return value if is_kept_exactly(value, payload, self.codec.serializer) else self.decode(payload)
 
     def decode(self, payload: Payload) -> Any:
         """Return the value that is stored; raises SerializationError."""
