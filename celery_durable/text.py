@@ -48,7 +48,7 @@ def says_all(text: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if text is None or len(text) >= REPR_LIMIT:
         return False
     is_exact = _EXACT.issuperset(map(type, args)) and _EXACT.issuperset(map(type, kwargs.values()))
-    return is_exact and call_repr(args, kwargs) == text
+    return is_exact and all(map(str.isidentifier, kwargs)) and call_repr(args, kwargs) == text
 
 
 def safe_str(error: BaseException) -> str:

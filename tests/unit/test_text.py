@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_durable.text import REPR_LIMIT, Hidden, call_repr, is_storable, printable, summary
+from celery_durable.text import REPR_LIMIT, Hidden, call_repr, is_storable, printable, says_all, summary
 
 
 class BrokenStr(Exception):
@@ -100,3 +100,10 @@ def test_what_postgres_stores(value: str) -> None:
 def test_what_postgres_does_not_store(value: Any) -> None:
     """Nor is what isn't text."""
     assert not is_storable(value)
+
+
+def test_a_text_says_all_of_plain_arguments() -> None:
+    """Unless a name, which may be any text, reads like other arguments."""
+    assert says_all("1, a=2", (1,), {"a": 2})
+    assert not says_all("a=1, b=2", (), {"a=1, b": 2})
+    assert not says_all("1, a=2", (), {"1, a": 2})
