@@ -671,6 +671,20 @@ def test_a_step_that_is_left_behind_makes_no_further_try(
     assert (steps(shop)["flaky"].state, steps(shop)["flaky"].tries) == ("RETRY", 1)
 
 
+def test_where_there_is_room_for_one_thread_only(shop: Inprocess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes one step after the other."""
+    start = threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        if thread.name == "celery_durable branch" and branches_alive():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    order(shop, lambda: durable.gather(*(named("work", lambda number: number, number) for number in range(3))))
+    assert shop.run("w1") == [0, 1, 2]
+
+
 @pytest.fixture
 def proxied(proxy: PostgresProxy, broker_url: str) -> Iterator[Inprocess]:
     shop = Inprocess(proxy.url, broker_url)
