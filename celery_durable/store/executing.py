@@ -29,6 +29,10 @@ from .transaction import Connection, Row, brief
 
 Statement = tuple[Query, Mapping[str, Any]]
 
+#: Statements that a session keeps prepared: each takes memory of Postgres, and one with many parameters that may be
+#: None has many combinations of types.
+MOST_PREPARED = 200
+
 _DONE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 _BINARY = 1
 _AS_IT_LIKES = PyFormat.AUTO
@@ -114,6 +118,12 @@ class Direct:
         return self._names.get((query.name, types)) or self._named(query, types)
 
     def _named(self, query: Query, types: tuple[int, ...]) -> bytes:
+        if len(self._prepared) >= MOST_PREPARED:
+            with deferred_signals():
+                # Not those that psycopg has prepared.
+                self._connection.execute(b";".join(b'DEALLOCATE "%s"' % name for name in self._prepared))
+            self._names.clear()
+            self._prepared.clear()
         name = self._names[query.name, types] = f"{query.name}/{next(self._numbers)}".encode()
         return name
 
