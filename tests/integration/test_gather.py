@@ -707,6 +707,7 @@ def test_the_limit_of_the_task_in_the_middle_of_a_checkpoint(
             durable.gather(named("work", int), named("other", int))
         except SoftTimeLimitExceeded:
             wait_until(lambda: not branches_alive(), message="the threads have ended")
+            wait_until(lambda: len(steps(proxied)) == 2, message="both are recorded")
             return "caught"
         return "missed"
 
