@@ -66,8 +66,14 @@ def _run(message: _Message, claim: Claim, body: Callable[[], Any]) -> Any:
     report, tell = message.report(attempt, claim), installation.observers.tell
     tell("claimed", attempt.id, attempt.fence.attempt)
     tell("attempt_started", report)
-    with message.shown_as_started():
-        outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
+    outcome = None
+    try:
+        with message.shown_as_started():
+            outcome = runner.call_body(attempt, without_exit(body), lambda error: translated(attempt, error))
+    except SoftTimeLimitExceeded:
+        if outcome is None:
+            raise
+        message.end_started()  # it has only met that, when the function had ended
     try:
         settled = message.settle(attempt, outcome)
         tell("attempt_ended", report, settled.ending)
@@ -104,6 +110,7 @@ class _Message:
             "killable": _is_pool_process(),
             "shape": self.task.durable_shape(self.request.args),
             "show_state": self.show_state,
+            "end_started": self.end_started,
             "send": self.send,
         }
 
@@ -335,9 +342,13 @@ class _Message:
 
     def show_state(self, state: str | None, meta: Any) -> None:
         """Store what a running step says of itself by Celery's ``update_state``."""
+        self.end_started()
+        self._store(str(state), lambda backend: backend.store_result(self.id, meta, state, request=self.request))
+
+    def end_started(self) -> None:
+        """Let STARTED not be stored any more, over what somebody else says."""
         if self.started is not None:
             self.started.end()
-        self._store(str(state), lambda backend: backend.store_result(self.id, meta, state, request=self.request))
 
     def keep_stored_state(self) -> None:
         """The state is stored already; Celery's tracer would store it again, perhaps over a later outcome."""

@@ -206,6 +206,8 @@ def update_state(
     if attempt is not None and is_inline(task) and task_id in (None, task.request.id):
         attempt.show_state(state, meta)
     else:
+        if attempt is not None and attempt.id == (task_id or task.request.id):
+            attempt.end_started()
         celerys(task_id, state, meta, **kwargs)
 
 

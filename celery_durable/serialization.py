@@ -346,9 +346,15 @@ class Codec:
             return unread_line(line, str(error))
 
 
-def is_kept_exactly(value: Any, payload: Payload) -> bool:
-    """Tell whether reading back a payload that was just made of a value gives this very value."""
-    return payload.content_type is None and type(value) in _EXACT_IN_JSON
+def is_kept_exactly(value: Any, payload: Payload, serializer: str) -> bool:
+    """Tell whether reading back a payload that was just made of a value gives this very value.
+
+    An app's own JSON may make something else of it, and any JSON makes one character of two surrogates.
+    """
+    if payload.content_type is not None or type(value) not in _EXACT_IN_JSON or b"\\ud" in payload.data:
+        return False
+    found = registry._encoders.get(serializer)
+    return found is not None and found.encoder is json_dumps and registry._decoders.get(JSON) is json_loads
 
 
 def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 #: Seconds after the claim; at most twice as many, as the thread doesn't wake up for each attempt.
 A_MOMENT = 0.05
@@ -67,7 +67,8 @@ class _Thread:
 def shown_if_it_lasts(show: Callable[[], None]) -> Iterator[Started]:
     """Show an attempt by ``show`` if the block lasts, and never after it."""
     attempt = Started(show)
-    _thread().add(attempt)
+    with suppress(RuntimeError):  # there is no room for one more thread, and STARTED is only shown
+        _thread().add(attempt)
     try:
         yield attempt
     finally:

@@ -315,6 +315,10 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         """Raise ConfigurationError: ``chunks`` would call the workflow as a plain function."""
         self._refuse("chunks", f"durable.enqueue_many([{self.name}.s(*item) for item in items])")
 
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Store a state as Celery does; STARTED doesn't come over it."""
+        inline.update_state(self, super().update_state, *args, **kwargs)
+
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise ConfigurationError(
             f"{what}() would call the workflow {self.name} inside another task, as a plain function that nobody makes "

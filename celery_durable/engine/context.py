@@ -188,6 +188,8 @@ class Attempt:
     send: Callable[[Sequence[StoredMessage]], None] = lambda messages: None
     #: Shows a state and its facts in Celery's result backend.
     show_state: Callable[[str | None, Any], None] = lambda state, meta: None
+    #: Lets Celery's STARTED not come over a state that somebody stores.
+    end_started: Callable[[], None] = lambda: None
     #: The first unsettled step after a crash writes its try before its body.
     after_crash: bool = False
     seq: int = 0

@@ -7,11 +7,11 @@ body, and trivial bodies need few of them.
 
 from __future__ import annotations
 
+import inspect
 import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
-from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -55,8 +55,10 @@ class _Branch:
     due: float = 0.0
     answer: Answer | None = None
     error: BaseException | None = None
-    #: What it waits for.
+    #: What it waits for, while ``is_unsaved``.
     unsaved: _Unsaved | None = None
+    #: Its thread has done what it can for it.
+    has_arrived: bool = False
     #: Its own, in whichever thread it goes on.
     context: Context | None = None
     _run: Coroutine[Any, Any, Answer] | None = None
@@ -81,11 +83,10 @@ class _Branch:
     def _advance(self, saved: bool | None) -> None:
         assert self._run is not None
         assert self.context is not None
-        self.unsaved = None
         try:
             self.unsaved = self.context.run(self._run.send, saved)
         except StopIteration as done:
-            self.answer = done.value
+            self.answer, self.unsaved = done.value, None
         except _Parked as parked:
             self.due = parked.due
             self.call.due_in = 0.0
@@ -93,6 +94,11 @@ class _Branch:
     @property
     def is_done(self) -> bool:
         return self.answer is not None or self.error is not None
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether its outcome is still to be recorded, wherever the thread that was about to do so was interrupted."""
+        return self._run is not None and inspect.getcoroutinestate(self._run) == inspect.CORO_SUSPENDED
 
     @property
     def is_lost(self) -> bool:
@@ -121,6 +127,8 @@ class Gathering:
         self.inbox: queue.SimpleQueue[_Branch] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.closed = False
+        #: Has whoever records outside of the workflow's thread.
+        self.alone = threading.Lock()
         for branch in branches:
             if branch.call.is_settled:
                 branch.answer = branch.call.replay()
@@ -175,7 +183,7 @@ class Gathering:
             self.running += 1
             self.attempt.after_crash |= self.suspects > 0
             branch = self.ready.pop(0)
-            branch.context = copy_context()
+            branch.context, branch.has_arrived = copy_context(), False
             self.threads.call(partial(self._begin, branch))
 
     def _begin(self, branch: _Branch) -> None:
@@ -184,9 +192,10 @@ class Gathering:
         self.attempt.engine.observers.tell("branch_ended", self.attempt.id, branch.call.key)
         with self.lock:
             if not self.closed:
+                branch.has_arrived = True
                 self.inbox.put(branch)
                 return
-        _record_alone([branch])
+        self._record_alone([branch])
 
     def _arrivals(self) -> list[_Branch]:
         """Wait for what comes next, and take all that is there by then; nothing, if a parked branch is due first."""
@@ -201,9 +210,7 @@ class Gathering:
             return arrivals
 
     def _take(self, arrivals: list[_Branch]) -> None:
-        unsaved = [branch for branch in arrivals if branch.unsaved is not None]
-        if unsaved:
-            self._record(unsaved)
+        self._record(arrivals)
         for branch in arrivals:
             self.running -= 1
             self.is_broken |= branch.error is not None
@@ -213,18 +220,14 @@ class Gathering:
 
     def _record(self, branches: list[_Branch]) -> None:
         """Record the outcomes of these together, and let each go on; one that can't be is replaced by an error."""
-        left = set(branches)
-        try:
-            while left:
-                now = [branch for branch in branches if branch in left]
-                saved = self._save_together([branch.unsaved.record for branch in now if branch.unsaved])
-                for branch in now:
-                    branch.go_on(saved)
-                    left -= set() if branch.unsaved else {branch}
-        except BaseException:
-            # The workflow's thread was interrupted; what has been done is recorded all the same.
-            _record_apart(list(left))
-            raise
+        unsaved = [branch for branch in branches if branch.is_unsaved]
+        if not unsaved:
+            return
+        if self._save_together([branch.unsaved.record for branch in unsaved if branch.unsaved]):
+            for branch in unsaved:
+                branch.go_on(True)
+        elif thread := self._record_apart(unsaved):  # where nothing interrupts it
+            thread.join()
 
     def _save_together(self, records: list[StepRecord]) -> bool:
         try:
@@ -237,17 +240,32 @@ class Gathering:
             logger.warning("%d steps of workflow %s couldn't be recorded at once: %r", len(records), name, error)
             return False
 
+    def _record_apart(self, branches: list[_Branch]) -> threading.Thread | None:
+        """Let branches record by themselves in a thread; here, if there is no room for one more."""
+        record = partial(self._record_alone, branches)
+        thread = threading.Thread(target=record, name="celery_durable record", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            record()
+            return None
+        return thread
+
+    def _record_alone(self, branches: Iterable[_Branch]) -> None:
+        """Let branches record by themselves."""
+        for branch in branches:
+            with self.alone:
+                while branch.is_unsaved:
+                    branch.go_on(False)
+
     def _close(self) -> None:
         """From here on the branches that still run, if the workflow was interrupted, record by themselves."""
         with self.lock:
             self.closed = True
         self.threads.end()
-        arrived = []
-        with suppress(queue.Empty):
-            while True:
-                arrived.append(self.inbox.get_nowait())
-        if arrived:
-            _record_apart(arrived)
+        left = [branch for branch in self.branches if branch.has_arrived and branch.is_unsaved]
+        if left:
+            self._record_apart(left)
 
     def _answers(self) -> list[Answer]:
         self.attempt.check_going()
@@ -280,14 +298,3 @@ class _InBranch(FromThread):
     async def park(self, attempt: Attempt, reason: str, seconds: float | None, wakers: Wakers = NOTHING) -> None:
         """Leave the thread."""
         raise _Parked(seconds or 0.0)
-
-
-def _record_apart(branches: list[_Branch]) -> None:
-    threading.Thread(target=_record_alone, args=(branches,), name="celery_durable record", daemon=True).start()
-
-
-def _record_alone(branches: Iterable[_Branch]) -> None:
-    """Let branches whose workflow has been interrupted record by themselves."""
-    for branch in branches:
-        while branch.unsaved is not None:
-            branch.go_on(False)

@@ -120,7 +120,15 @@ class Threads(Executor):
         self._calls.put(call)
         if not self._idle.acquire(blocking=False) and self._made < self._most:
             self._made += 1
+            self._start()
+
+    def _start(self) -> None:
+        try:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:
+            self._made -= 1
+            if not self._made:
+                raise  # there is room for no thread at all; otherwise those that are there do it
 
     def end(self) -> None:
         """Let each thread end as soon as it is free; then nothing is called any more."""

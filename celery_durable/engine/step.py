@@ -312,8 +312,7 @@ class Call:
         limit, interrupted = self.limit, False
         try:
             with running_step(self.step):
-                is_limited = self.spec.is_limited
-                return Ended(self.call_within(limit, body) if is_limited else body(*self.args, **self.kwargs))
+                return Ended(self.call_within(limit, body) if self.spec.is_limited else body(*self.args, **self.kwargs))
         except TryAgain as again:
             # Celery's own autoretry, which an unmodified task has, doesn't know whose limit it was.
             interrupted = again.error is not None and is_foreign_limit(again.error)
@@ -463,7 +462,7 @@ class Call:
 
     def read_back(self, value: Any, payload: Payload) -> Any:
         """Return what a replay will get for a value; raises SerializationError."""
-        return value if is_kept_exactly(value, payload) else self.decode(payload)
+        return value if is_kept_exactly(value, payload, self.codec.serializer) else self.decode(payload)
 
     def decode(self, payload: Payload) -> Any:
         """Return the value that is stored; raises SerializationError."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import psycopg
@@ -27,6 +28,10 @@ from .shield import deferred_signals
 from .transaction import Connection, Row, brief
 
 Statement = tuple[Query, Mapping[str, Any]]
+
+#: Statements that a session keeps prepared: each takes memory of Postgres, and one with many parameters that may be
+#: None has many combinations of types.
+MOST_PREPARED = 200
 
 _DONE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 _BINARY = 1
@@ -76,6 +81,8 @@ class Direct:
         #: Statements by what they are called in this session: one for each combination of its parameters' types.
         self._names: dict[tuple[str, tuple[int, ...]], bytes] = {}
         self._prepared: set[bytes] = set()
+        #: Never used twice: of what somebody has discarded, it isn't known what else is there still.
+        self._numbers = count()
 
     def run(self, query: Query, params: Mapping[str, Any]) -> Answer:
         """Execute one statement; its first use prepares it in the same round trip."""
@@ -84,7 +91,7 @@ class Direct:
             try:
                 return self._answer(self._pgconn.exec_prepared(bound.name, bound.values, bound.formats, _BINARY))
             except errors.InvalidSqlStatementName:
-                self._prepared.clear()  # somebody has discarded what this session had; nothing was executed
+                bound = self._renamed([bound])[0]  # nothing was executed
         return self._together([bound], apart=False)[0]
 
     def run_all(self, statements: Sequence[Statement], *, apart: bool) -> list[Answer]:
@@ -93,18 +100,31 @@ class Direct:
         try:
             return self._together(bound, apart=apart)
         except errors.InvalidSqlStatementName:
-            self._prepared.clear()
-            return self._together(bound, apart=apart)
+            return self._together(self._renamed(bound), apart=apart)
+
+    def _renamed(self, statements: Sequence[_Bound]) -> list[_Bound]:
+        """Forget what this session had, which somebody has discarded."""
+        self._names.clear()
+        self._prepared.clear()
+        return [each._replace(name=self._name_of(each.query, each.types)) for each in statements]
 
     def _bound(self, query: Query, params: Mapping[str, Any]) -> _Bound:
         values = [params[name] for name in query.names]
         written = self._values.dump_sequence(values, [_AS_IT_LIKES] * len(values))
         types = self._values.types or ()
-        name = self._names.get((query.name, types)) or self._named(query, types)
-        return _Bound(query, name, written, types, self._values.formats)
+        return _Bound(query, self._name_of(query, types), written, types, self._values.formats)
+
+    def _name_of(self, query: Query, types: tuple[int, ...]) -> bytes:
+        return self._names.get((query.name, types)) or self._named(query, types)
 
     def _named(self, query: Query, types: tuple[int, ...]) -> bytes:
-        name = self._names[query.name, types] = f"{query.name}/{len(self._names)}".encode()
+        if len(self._prepared) >= MOST_PREPARED:
+            with deferred_signals():
+                # Not those that psycopg has prepared.
+                self._connection.execute(b";".join(b'DEALLOCATE "%s"' % name for name in self._prepared))
+            self._names.clear()
+            self._prepared.clear()
+        name = self._names[query.name, types] = f"{query.name}/{next(self._numbers)}".encode()
         return name
 
     def _together(self, statements: Sequence[_Bound], *, apart: bool) -> list[Answer]:

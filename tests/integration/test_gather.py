@@ -19,7 +19,8 @@ from celery import chain, group, signature
 from celery.exceptions import CDeprecationWarning, Ignore, Retry, SoftTimeLimitExceeded
 
 import celery_durable as durable
-from celery_durable.engine.context import current_attempt, running
+from celery_durable.engine.context import Attempt, current_attempt, running
+from celery_durable.engine.gathering import Gathering, _Branch
 from celery_durable.engine.observer import Observer
 from celery_durable.exceptions import (
     Cancelled,
@@ -670,6 +671,20 @@ def test_a_step_that_is_left_behind_makes_no_further_try(
     assert (steps(shop)["flaky"].state, steps(shop)["flaky"].tries) == ("RETRY", 1)
 
 
+def test_where_there_is_room_for_one_thread_only(shop: Inprocess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes one step after the other."""
+    start = threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        if thread.name == "celery_durable branch" and branches_alive():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    order(shop, lambda: durable.gather(*(named("work", lambda number: number, number) for number in range(3))))
+    assert shop.run("w1") == [0, 1, 2]
+
+
 @pytest.fixture
 def proxied(proxy: PostgresProxy, broker_url: str) -> Iterator[Inprocess]:
     shop = Inprocess(proxy.url, broker_url)
@@ -692,6 +707,7 @@ def test_the_limit_of_the_task_in_the_middle_of_a_checkpoint(
             durable.gather(named("work", int), named("other", int))
         except SoftTimeLimitExceeded:
             wait_until(lambda: not branches_alive(), message="the threads have ended")
+            wait_until(lambda: len(steps(proxied)) == 2, message="both are recorded")
             return "caught"
         return "missed"
 
@@ -702,6 +718,57 @@ def test_the_limit_of_the_task_in_the_middle_of_a_checkpoint(
     assert proxied.run("w1") == "caught"
     helper.join()
     assert {key: step.output for key, step in steps(proxied).items()} == {"work": 0, "other": 0}
+
+
+@pytest.mark.parametrize("place", ["_take", "_record", "_save_together", "go_on"])
+def test_the_limit_of_the_task_anywhere_after_a_body(
+    shop: Inprocess, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Who was about to record it is interrupted; it is recorded all the same."""
+    owner: Any = _Branch if place == "go_on" else Gathering
+    real = getattr(owner, place)
+
+    def struck(*args: Any) -> None:
+        monkeypatch.setattr(owner, place, real)
+        raise SoftTimeLimitExceeded
+
+    def body() -> str:
+        monkeypatch.setattr(owner, place, struck)
+        with pytest.raises(SoftTimeLimitExceeded):
+            durable.gather(*(named("work", bodies_at_once.wait) for _ in range(2)))
+        wait_until(lambda: len(steps(shop)) == 2, message="both are recorded")
+        return "caught"
+
+    bodies_at_once = threading.Barrier(2)
+    order(shop, body)
+    assert shop.run("w1") == "caught"
+
+
+def test_the_slow_way_is_not_interrupted(
+    shop: Inprocess, calls: list[Any], monkeypatch: pytest.MonkeyPatch, soft_limit: Callable[[], None]
+) -> None:
+    """Where outcomes can't be recorded together, each has a statement of its own, whatever becomes of the workflow."""
+    checkpoints = shop.installation.store.checkpoints
+    save_slow = checkpoints.save_slow
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        if not calls:
+            calls.append("struck")
+            soft_limit()
+            time.sleep(0.05)
+        return save_slow(*args, **kwargs)
+
+    def body() -> str:
+        monkeypatch.setattr(Attempt, "save", lambda *args: False)
+        monkeypatch.setattr(type(checkpoints), "save_slow", staticmethod(struck))
+        with pytest.raises(SoftTimeLimitExceeded):
+            durable.gather(*(named("work", bodies_at_once.wait) for _ in range(2)))
+        wait_until(lambda: len(steps(shop)) == 2, message="both are recorded")
+        return "caught"
+
+    bodies_at_once = threading.Barrier(2)
+    order(shop, body)
+    assert shop.run("w1") == "caught"
 
 
 # Crashes in a row

@@ -365,3 +365,30 @@ def test_a_session_that_has_lost_its_statements_prepares_them_again(store: Store
     act(*argument, patience=0)
     with store._database._connections.lease() as connection:
         assert connection.info.backend_pid == before
+
+
+def test_a_session_that_has_lost_some_statements_takes_no_other_for_lost(store: Store) -> None:
+    """The second one is prepared in the very round trip in which the first is found to be lost."""
+    first, then = Query("first", "SELECT 1"), Query("then", "SELECT 2")
+    database = store._database
+    database.run(first, {}, patience=0)
+    with database._connections.lease() as connection:
+        connection.execute("DEALLOCATE ALL")
+    for _ in range(2):
+        assert database.run_then((first, {}), (then, {}), patience=0) == ([(1,)], [(2,)])
+
+
+def test_a_session_keeps_so_many_statements_at_most(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory of Postgres; then it begins anew."""
+    monkeypatch.setattr("celery_durable.store.executing.MOST_PREPARED", 5)
+    ours = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'number%'"
+    database = store._database
+    with database._connections.lease() as connection:
+        executor = connection.executor
+        queries = [Query(f"number{number}", f"SELECT {number}") for number in range(12)]
+        for number, query in enumerate([*queries, *queries]):
+            assert executor.run(query, {}).rows == [(number % 12,)]
+            ((kept,),) = connection.execute(ours).fetchall()
+            assert kept <= 5
+        both = executor.run_all([(queries[0], {}), (queries[5], {})], apart=True)
+        assert [answer.rows for answer in both] == [[(0,)], [(5,)]]

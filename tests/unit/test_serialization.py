@@ -21,11 +21,14 @@ from random import Random
 from typing import Any, NoReturn
 
 import kombu.compression
+import kombu.serialization
+import kombu.utils.json
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import SerializerNotInstalled
+from kombu.serialization import registry
 
 from celery_durable.exceptions import (
     CodecError,
@@ -40,6 +43,7 @@ from celery_durable.serialization import (
     Codec,
     Payload,
     fingerprint,
+    is_kept_exactly,
 )
 from celery_durable.shapes import Shape
 from tests.fixtures.codecs import Encrypted, Failing, new_key
@@ -625,3 +629,19 @@ def test_a_task_with_options_of_its_own_has_the_same_seal() -> None:
 def is_in(secret: str, data: bytes) -> bool:
     """Tell whether a text is in these bytes: as it is, in base64, or compressed."""
     return any(secret.encode() in each for each in readings(data))
+
+
+def test_what_is_kept_exactly_need_not_be_read_back() -> None:
+    """Unless two surrogates become one character, or the app's own JSON makes something else of a value."""
+    codec = Codec.of("json", ["json"], 1000)
+    for value in ("a", "\ud800", 1, 1.5, True, None, float("inf")):
+        payload = codec.encode(value, "It")
+        assert codec.decode(payload, "It") == value
+    assert is_kept_exactly("a", codec.encode("a", "It"), "json")
+    assert not is_kept_exactly("\ud83d\ude00", codec.encode("\ud83d\ude00", "It"), "json")
+    before = registry._encoders["json"]
+    kombu.serialization.register("json", lambda value: "null", json.loads, "application/json")
+    try:
+        assert not is_kept_exactly(1, codec.encode(1, "It"), "json")
+    finally:
+        kombu.serialization.register("json", before.encoder, kombu.utils.json.loads, "application/json")

@@ -68,3 +68,15 @@ def test_an_error_ends_it() -> None:
     before = list(shown)
     attempt.show()
     assert shown == before
+
+
+def test_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It isn't shown, which is all."""
+    monkeypatch.setattr("celery_durable.started._threads", [])
+
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_room)
+    with shown_if_it_lasts(lambda: None) as attempt:
+        assert attempt.due
