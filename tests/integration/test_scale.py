@@ -18,7 +18,7 @@ from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.inprocess import Inprocess
 from tests.integration.attempts import order, status
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 MESSAGES = """
     INSERT INTO celery_durable.message (workflow, topic, idempotency_key, body, told)
