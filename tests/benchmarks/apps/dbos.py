@@ -1,8 +1,8 @@
 """The work as workflows of DBOS, in a process of its own that takes orders by its standard input.
 
 The configuration is DBOS's own but for two things. ``max_executor_threads`` is the concurrency that the others have;
-workflows are started in the process that runs them (`DBOS.start_workflow`), which DBOS documents as its fastest way:
-neither a queue nor anything else is polled between start and result.
+workflows are started in the process that runs them (`DBOS.start_workflow`), where neither a queue nor anything else is
+polled between start and result.
 """
 
 from __future__ import annotations
