@@ -69,7 +69,7 @@ def old_code(tmp_path: Path) -> Path:
 def start(workers: Workers, root: Path | None = None, **options: Any) -> Worker:
     """A worker with places for all that waits at gates: of this release, or of another one's code."""
     place = {} if root is None else {"root": root}
-    worker: Worker = workers.start(app=f"{APP}:app", concurrency=6, **place, **options)
+    worker: Worker = workers.start(app=f"{APP}:app", concurrency=12, **place, **options)
     return worker
 
 

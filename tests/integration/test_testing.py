@@ -612,7 +612,7 @@ CHANGES = {
     "another outcome": (lambda shop: lambda order: shop.ship(order, shop.charge(order)) + "!", "paid 1!"),
     "an error": (lambda shop: lambda order: 1 / (len(shop.ship(order, shop.charge(order))) - 17), "ZeroDivisionError"),
     "a wait is new": (lambda shop: lambda order: (durable.sleep(9), shop.ship(order, shop.charge(order)))[1], "sleep"),
-    "a child is new": (lambda shop: lambda order: (shop.checkout.delay(2), shop.ship(order, "x")), "delay"),
+    "a child is new": (lambda shop: lambda order: (current_task.delay(2), shop.ship(order, "x")), "delay"),
     "a wait for the first is new":
         (lambda shop: lambda order: durable.wait_first([durable.WorkflowHandle("x")]), "wait_first"),
 }  # fmt: skip
