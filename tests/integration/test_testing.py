@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from celery import Celery, chain
+from celery import Celery, chain, current_task
 from psycopg.conninfo import conninfo_to_dict
 
 import celery_durable as durable
