@@ -6,12 +6,15 @@ than all else. So a thread of the process shows what still runs a moment after i
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+
+logger = logging.getLogger("celery_durable")
 
 #: Seconds after the claim; at most twice as many, as the thread doesn't wake up for each attempt.
 A_MOMENT = 0.05
@@ -67,8 +70,10 @@ class _Thread:
 def shown_if_it_lasts(show: Callable[[], None]) -> Iterator[Started]:
     """Show an attempt by ``show`` if the block lasts, and never after it."""
     attempt = Started(show)
-    with suppress(RuntimeError):  # there is no room for one more thread, and STARTED is only shown
+    try:
         _thread().add(attempt)
+    except RuntimeError as error:  # there is no room for one more thread
+        logger.debug("STARTED isn't stored, by which nothing is lost, as it is only shown: %s", error)
     try:
         yield attempt
     finally:

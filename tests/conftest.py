@@ -10,6 +10,7 @@ pytest_plugins = [
     "tests.fixtures.fix_postgres",
     "tests.fixtures.fix_django",
     "tests.fixtures.fix_proxy",
+    "tests.fixtures.fix_replication",
     "tests.fixtures.fix_reports",
     "tests.fixtures.fix_rig",
     "tests.fixtures.fix_worker",

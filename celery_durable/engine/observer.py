@@ -125,7 +125,7 @@ class Observer:
         """Called in the body's thread when a limit or a cancellation has interrupted it, wherever it was."""
 
     def branch_ended(self, workflow_id: str, key: str) -> None:
-        """Called in a thread of a ``gather`` or an ``acall`` when it is done with a step."""
+        """Called in a thread of a ``gather`` or an ``acall`` when it is done with a step's body."""
 
     def body_awaited(self, workflow_id: str, key: str) -> None:
         """Called on the event loop when an async body has ended, interrupted or not."""

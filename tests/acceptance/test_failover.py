@@ -7,25 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from celery_durable.exceptions import WorkflowNotFound
-from celery_durable.store.migrate import migrate
 from tests.fixtures.brokers import Broker
 from tests.fixtures.fix_postgres import Sql
 from tests.fixtures.fix_wait import wait_until
 from tests.fixtures.ledger import Ledger
 from tests.fixtures.mixed import assert_mixed, start_mixed
-from tests.fixtures.replication import Pair, replicated
+from tests.fixtures.replication import Pair
 from tests.fixtures.site import Site, opened, shop_env
 from tests.fixtures.workers import Workers
 
 pytestmark = pytest.mark.crash
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A primary with our tables, and its replica."""
-    with replicated() as pair:
-        migrate(pair.url)
-        yield pair
 
 
 @pytest.fixture

@@ -720,6 +720,22 @@ def test_the_limit_of_the_task_in_the_middle_of_a_checkpoint(
     assert {key: step.output for key, step in steps(proxied).items()} == {"work": 0, "other": 0}
 
 
+def interrupted(shop: Inprocess, prepare: Callable[[], None], unwound: Callable[[], None] = lambda: None) -> None:
+    """Run a workflow whose gather is interrupted after its bodies, and see that both outcomes are recorded."""
+
+    def body() -> str:
+        prepare()
+        with pytest.raises(SoftTimeLimitExceeded):
+            durable.gather(*(named("work", bodies_at_once.wait) for _ in range(2)))
+        unwound()
+        wait_until(lambda: len(steps(shop)) == 2, message="both are recorded")
+        return "caught"
+
+    bodies_at_once = threading.Barrier(2)
+    order(shop, body)
+    assert shop.run("w1") == "caught"
+
+
 @pytest.mark.parametrize("place", ["_take", "_record", "_save_together", "go_on"])
 def test_the_limit_of_the_task_anywhere_after_a_body(
     shop: Inprocess, monkeypatch: pytest.MonkeyPatch, place: str
@@ -732,16 +748,7 @@ def test_the_limit_of_the_task_anywhere_after_a_body(
         monkeypatch.setattr(owner, place, real)
         raise SoftTimeLimitExceeded
 
-    def body() -> str:
-        monkeypatch.setattr(owner, place, struck)
-        with pytest.raises(SoftTimeLimitExceeded):
-            durable.gather(*(named("work", bodies_at_once.wait) for _ in range(2)))
-        wait_until(lambda: len(steps(shop)) == 2, message="both are recorded")
-        return "caught"
-
-    bodies_at_once = threading.Barrier(2)
-    order(shop, body)
-    assert shop.run("w1") == "caught"
+    interrupted(shop, lambda: monkeypatch.setattr(owner, place, struck))
 
 
 def test_the_slow_way_is_not_interrupted(
@@ -749,26 +756,20 @@ def test_the_slow_way_is_not_interrupted(
 ) -> None:
     """Where outcomes can't be recorded together, each has a statement of its own, whatever becomes of the workflow."""
     checkpoints = shop.installation.store.checkpoints
-    save_slow = checkpoints.save_slow
+    save_slow, unwound = checkpoints.save_slow, threading.Event()
 
     def struck(*args: Any, **kwargs: Any) -> Any:
         if not calls:
             calls.append("struck")
             soft_limit()
-            time.sleep(0.05)
+            assert unwound.wait(20), "the workflow's thread doesn't wait for this statement any more"
         return save_slow(*args, **kwargs)
 
-    def body() -> str:
+    def prepare() -> None:
         monkeypatch.setattr(Attempt, "save", lambda *args: False)
         monkeypatch.setattr(type(checkpoints), "save_slow", staticmethod(struck))
-        with pytest.raises(SoftTimeLimitExceeded):
-            durable.gather(*(named("work", bodies_at_once.wait) for _ in range(2)))
-        wait_until(lambda: len(steps(shop)) == 2, message="both are recorded")
-        return "caught"
 
-    bodies_at_once = threading.Barrier(2)
-    order(shop, body)
-    assert shop.run("w1") == "caught"
+    interrupted(shop, prepare, unwound.set)
 
 
 # Crashes in a row

@@ -11,19 +11,10 @@ from celery import Celery
 
 import celery_durable as durable
 from celery_durable.exceptions import DatabaseUnavailable
-from celery_durable.store.migrate import migrate
 from tests.fixtures.inprocess import Inprocess
-from tests.fixtures.replication import Pair, replicated
+from tests.fixtures.replication import Pair
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A primary with our tables, and its replica."""
-    with replicated() as pair:
-        migrate(pair.url)
-        yield pair
 
 
 @pytest.fixture
