@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +51,13 @@ def connected(connections: ConnectionHandler) -> Any:
 def test_a_branch_closes_its_connection(shop: Inprocess, django: Any) -> None:
     """Celery does that only for the thread of the task, whose own connection stays."""
     used: list[Any] = []
-    mine = connected(django)
-    step = durable.as_step(lambda: used.append(connected(django)), name="connect")
+    mine, at_once = connected(django), threading.Barrier(3)
+
+    def connect() -> None:
+        at_once.wait(20)  # so that each has a thread of its own
+        used.append(connected(django))
+
+    step = durable.as_step(connect, name="connect")
     order(shop, lambda: durable.gather(step.s(), step.s(), step.s()))
     assert shop.run("w1") == [None, None, None]
     assert len({id(each) for each in (mine, *used)}) == 4
