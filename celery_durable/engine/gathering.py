@@ -195,7 +195,7 @@ class Gathering:
                 branch.has_arrived = True
                 self.inbox.put(branch)
                 return
-        self._record_alone([branch])
+        self._record_in_thread([branch])
 
     def _arrivals(self) -> list[_Branch]:
         """Wait for what comes next, and take all that is there by then; nothing, if a parked branch is due first."""
@@ -242,14 +242,25 @@ class Gathering:
 
     def _record_apart(self, branches: list[_Branch]) -> threading.Thread | None:
         """Let branches record by themselves in a thread; here, if there is no room for one more."""
-        record = partial(self._record_alone, branches)
+        record = partial(self._record_in_thread, branches)
         thread = threading.Thread(target=record, name="celery_durable record", daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            record()
+            self._record_alone(branches)
             return None
         return thread
+
+    def _record_in_thread(self, branches: Iterable[_Branch]) -> None:
+        """Let branches record by themselves; what isn't a step's own, the workflow's thread raises, if it waits."""
+        for branch in branches:
+            try:
+                self._record_alone([branch])
+            except BaseException as error:  # noqa: BLE001 - no thread may end by it
+                branch.error = error
+                if self.closed:
+                    name = self.attempt.id
+                    logger.warning("Step %s of workflow %s wasn't recorded: %r", branch.call.key, name, error)
 
     def _record_alone(self, branches: Iterable[_Branch]) -> None:
         """Let branches record by themselves."""

@@ -772,6 +772,26 @@ def test_the_slow_way_is_not_interrupted(
     interrupted(shop, prepare, unwound.set)
 
 
+def test_an_exit_on_the_slow_way_ends_the_gather(
+    shop: Inprocess, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """It comes up in the thread that records, and the thread of the workflow raises it."""
+
+    def body() -> Any:
+        return durable.gather(*(named("work", int) for _ in range(3)))
+
+    def exits(*args: Any, **kwargs: Any) -> Any:
+        raise Killed
+
+    order(shop, body)
+    attempt = begin(shop)
+    monkeypatch.setattr(Attempt, "save", lambda *args: False)
+    monkeypatch.setattr(type(shop.installation.store.checkpoints), "save_slow", staticmethod(exits))
+    with running(attempt), pytest.raises(Killed):
+        body()
+    assert not [warned for warned in recwarn if "thread" in str(warned.message)]
+
+
 # Crashes in a row
 
 
