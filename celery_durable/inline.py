@@ -20,21 +20,21 @@ in the task             in an inline step
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from functools import partial
+from types import CoroutineType
 from typing import Any
 
 from celery import _state
-from celery.app.task import Context
+from celery.app.task import Context, Task
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_make_aware
 
 from .config import seconds
-from .engine.context import current_attempt, current_step
+from .engine.context import Attempt, RunningStep, current_attempt, current_step
 from .engine.retry import GivenUp, TryAgain
 from .exceptions import MaxRetriesExceededError, NotAllowedInStep, StepError
 
@@ -55,14 +55,19 @@ class InlineBody:
 
     def __init__(self, task: Any, run: Callable[..., Any], *, as_celery: bool) -> None:
         self._task = task
-        self._run = run
+        # Celery's own __call__ only gives the body a request, which it has here already.
+        self._is_bare = getattr(run, "__func__", None) is Task.__call__
+        self._run = task.run if self._is_bare else run
         self._as_celery = as_celery
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the body with a request of its own, so that a bound task sees itself and not its workflow."""
-        task, inline = self._task, _Try(self._task, self._as_celery)
-        request = _request(inline, args, kwargs)
-        value = None
+        task, attempt, step, value = self._task, current_attempt(), current_step(), None
+        assert attempt is not None
+        assert step is not None
+        inline = _Try(task, step, self._as_celery)
+        request = _request(inline, attempt, step, args, kwargs)
+        request._protected = self._is_bare  # by which Celery knows that a call from now on is another one
         # Not as context managers, whose generators would cost as much as all of the rest: each step comes by here.
         _state._task_stack.push(task)
         task.request_stack.push(request)
@@ -75,7 +80,7 @@ class InlineBody:
             task.request_stack.pop()
             _state._task_stack.pop()
             inline.leave()
-        return self._awaited(value, inline, request) if inspect.iscoroutine(value) else value
+        return self._awaited(value, inline, request) if isinstance(value, CoroutineType) else value
 
     async def _awaited(self, value: Any, inline: _Try, request: Context) -> Any:
         with inline.translated(), awaiting(self._task, request):
@@ -85,9 +90,7 @@ class InlineBody:
 class _Try:
     """One try of a task that runs inline."""
 
-    def __init__(self, task: Any, as_celery: bool) -> None:
-        step = current_step()
-        assert step is not None
+    def __init__(self, task: Any, step: RunningStep, as_celery: bool) -> None:
         self._task = task
         self._step = step
         self._as_celery = as_celery
@@ -250,10 +253,9 @@ def running_task() -> Any:
     return _state.get_current_task() or _awaited_task.get()
 
 
-def _request(inline: _Try, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Context:
-    attempt, step = current_attempt(), current_step()
-    assert attempt is not None
-    assert step is not None
+def _request(
+    inline: _Try, attempt: Attempt, step: RunningStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Context:
     return Context(
         id=step.idempotency_key,
         root_id=attempt.root_id,

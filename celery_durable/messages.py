@@ -101,7 +101,7 @@ def _receiving(attempt: Attempt, topic: str | None, timeout: float | timedelta |
 
 def _posting(attempt: Attempt, workflow_id: str, message: Any, topic: str, key: str | None) -> Any:
     call = bind(attempt, "send", workflow_id, message, topic)
-    letter = Letter(check_id(workflow_id), topic, key or call.step.idempotency_key, call.encode(message))
+    letter = Letter(check_id(workflow_id), topic, key or call.idempotency_key, call.encode(message))
     return partial(post, call, letter)
 
 

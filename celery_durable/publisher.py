@@ -286,7 +286,7 @@ class Publication:
     def _id(self, task_id: str | None, call: Call | None) -> str:
         if task_id is not None:
             return check_id(task_id)
-        return str(new_id()) if call is None else call.step.idempotency_key
+        return str(new_id()) if call is None else call.idempotency_key
 
     def _producer(self, start: Start, producer: Any, call: Call | None) -> Any:
         if isinstance(producer, Unpublishing):

@@ -16,9 +16,9 @@ from datetime import datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from hashlib import blake2b
-from json import JSONDecoder
+from json import JSONDecodeError, JSONDecoder, encoder
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from kombu import compression as compressions
 from kombu.serialization import dumps, loads, prepare_accept_content, registry
@@ -57,8 +57,7 @@ _BOUNDED: list[tuple[Any, Callable[[], Any]]] = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """A serialized value as it is stored; no content type means JSON.
 
     How else it was written is in the parameters of the type: ``application/json; compression=application/x-gzip;
@@ -172,7 +171,7 @@ class Codec:
 
         Without a shape, what was written with one is plain data.
         """
-        payload = self.opened(payload, what)
+        payload = self.opened(payload, what) if payload.content_type is not None else payload
         try:
             raw, content_type, mode = self._unpacked(payload)
             data = self._loaded(raw, content_type)
@@ -245,7 +244,7 @@ class Codec:
         if not raw:
             raise ValueError("there are no bytes")  # of which kombu would say that they are the value
         if content_type == JSON and JSON in self.accept and registry._decoders.get(JSON) is json_loads:
-            return _JSON_DECODER.decode(raw.decode())
+            return _from_json(raw.decode())
         return loads(raw, content_type, _encoding_of(content_type), accept=self.accept)
 
     def _stored(self, raw: bytes, content_type: str, what: str, mode: Mode | None = None) -> Payload:
@@ -373,7 +372,7 @@ def _dumped(value: Any, serializer: str) -> tuple[str, Any]:
     """Return a value as kombu serializes it, and its content type."""
     found = registry._encoders.get(serializer)
     if found is not None and found.encoder is json_dumps:
-        return found.content_type, _JSON_ENCODER.encode(value)
+        return found.content_type, _json(value)
     content_type, _, data = dumps(value, serializer=serializer)
     return content_type, data
 
@@ -441,15 +440,42 @@ class _Canonical(JSONEncoder):
         return super().default(o) if fields is None else fields
 
 
-#: Made once: kombu's own functions make a new one for each value.
-_JSON_ENCODER, _JSON_DECODER = JSONEncoder(), JSONDecoder(object_hook=object_hook)
-_CANONICAL = _Canonical(sort_keys=True)
+def _encoding_by(like: JSONEncoder) -> Callable[[Any], str]:
+    """Return a function that encodes as this does; the standard library makes anew for each value what it needs."""
+    make: Any = getattr(encoder, "c_make_encoder", None)
+    if make is None:
+        return like.encode
+    write = make(
+        None, like.default, encoder.encode_basestring_ascii, None, like.key_separator, like.item_separator,
+        like.sort_keys, like.skipkeys, like.allow_nan,
+    )  # fmt: skip
+
+    def encode(value: Any) -> str:
+        try:
+            return "".join(write(value, 0))
+        except RecursionError:
+            return like.encode(value)  # which tells of a circular reference
+
+    return encode
+
+
+#: Made once, as each step has several values.
+_json = _encoding_by(JSONEncoder())
+_canonical = _encoding_by(_Canonical(sort_keys=True))
+_JSON_DECODER = JSONDecoder(object_hook=object_hook)
+
+
+def _from_json(text: str) -> Any:
+    """Return what a text says; ours never has space around it, for which the decoder looks first."""
+    try:
+        value, end = _JSON_DECODER.raw_decode(text)
+    except JSONDecodeError:
+        return _JSON_DECODER.decode(text)
+    return value if end == len(text) else _JSON_DECODER.decode(text)
+
+
 #: Types whose values JSON gives back as they are.
 _EXACT_IN_JSON = frozenset({str, int, float, bool, type(None)})
-
-
-def _canonical(value: Any) -> str:
-    return _CANONICAL.encode(value)
 
 
 def _comparable(value: Any) -> str | None:

@@ -227,6 +227,11 @@ class Attempt:
     #: Why the workflow is over, once ``is_over`` has seen it.
     over: ControlFlow | None = None
     asked_at: float = 0.0
+    #: The workflow's.
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = self.fence.id
 
     @classmethod
     def of(cls, engine: Engine, name: str, claim: Claim, claimed_at: float, **facts: Any) -> Attempt:
@@ -239,11 +244,6 @@ class Attempt:
         attempt.confirm(claimed_at)
         attempt.seq = attempt.known_seq = max((step.seq for step in claim.history.values()), default=0)
         return attempt
-
-    @property
-    def id(self) -> str:
-        """The workflow's id."""
-        return self.fence.id
 
     def key_of(self, name: str) -> str:
         """Return the key of the next call of this name in the calling branch."""
@@ -301,7 +301,8 @@ class Attempt:
 
     def check_caller(self) -> None:
         """Raise what unwinds this attempt, and NotInWorkflow in a thread that the user made."""
-        self.check_going()
+        if self.unwinding is not None or self.nondeterminism is not None:
+            self.check_going()
         if threading.get_ident() != self.thread:
             raise NotInWorkflow(
                 f"The workflow {self.id} made a durable call in a thread of its own, where the order of calls "
@@ -397,36 +398,17 @@ _plain_step: ContextVar[PlainStep | None] = ContextVar("celery_durable_plain_ste
 _plain_function: ContextVar[bool] = ContextVar("celery_durable_plain_function", default=False)
 
 
-class _Here:
-    """How many attempts of this process run, and how many of them are inside a step."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.attempts = 0
-        self.steps = 0
-
-    def count(self, *, attempts: int = 0, steps: int = 0) -> None:
-        with self._lock:
-            self.attempts += attempts
-            self.steps += steps
+#: The attempts of this process that run, and the bodies of their steps that do; both by what is alive meanwhile.
+_attempts_here: set[object] = set()
+_steps_here: set[object] = set()
 
 
-_here = _Here()
-
-
-def current_attempt() -> Attempt | None:
-    """Return the attempt that the calling code belongs to."""
-    return _attempt.get()
-
-
-def current_step() -> RunningStep | None:
-    """Return the step that the calling code belongs to."""
-    return _step.get()
-
-
-def current_plain_step() -> PlainStep | None:
-    """Return the step that the calling code belongs to, if it is a plain call."""
-    return _plain_step.get()
+#: Return the attempt that the calling code belongs to.
+current_attempt = _attempt.get
+#: Return the step that the calling code belongs to.
+current_step = _step.get
+#: Return the step that the calling code belongs to, if it is a plain call.
+current_plain_step = _plain_step.get
 
 
 @contextmanager
@@ -466,18 +448,18 @@ def enter_branch(branch: Branch) -> None:
 
 def only_bodies_here() -> bool:
     """Tell whether workflow functions run in this process, and all of them outside their steps."""
-    return _here.attempts > 0 and _here.steps == 0
+    return bool(_attempts_here) and not _steps_here
 
 
 @contextmanager
 def running(attempt: Attempt) -> Iterator[None]:
     """Make this the current attempt."""
-    token, branch = _attempt.set(attempt), _branch.set(attempt.root)
-    _here.count(attempts=1)
+    token, branch, here = _attempt.set(attempt), _branch.set(attempt.root), object()
+    _attempts_here.add(here)
     try:
         yield
     finally:
-        _here.count(attempts=-1)
+        _attempts_here.discard(here)
         _branch.reset(branch)
         _attempt.reset(token)
 
@@ -493,10 +475,10 @@ class running_step:  # noqa: N801 - a context manager as contextlib makes them, 
     def __enter__(self) -> None:
         self._step.outside = sys.exc_info()[1]
         self._token = _step.set(self._step)
-        _here.count(steps=1)
+        _steps_here.add(self)
 
     def __exit__(self, *error: object) -> None:
-        _here.count(steps=-1)
+        _steps_here.discard(self)
         _step.reset(self._token)
 
 

@@ -182,6 +182,8 @@ class Observers:
     def __init__(self) -> None:
         self._observers: list[Observer] = []
         self._hearing: dict[str, list[tuple[Observer, Callable[..., None]]]] = {}
+        #: The hooks at which somebody does something, with and without watchers of Celery's events.
+        self._heard: dict[bool, frozenset[str]] = {True: frozenset(), False: frozenset()}
 
     def add(self, observer: Observer) -> None:
         """Watch from now on."""
@@ -198,7 +200,7 @@ class Observers:
 
         ``watched``: somebody watches Celery's monitoring events.
         """
-        return any(watched or not each.only_watched for each, _ in self._hearing.get(hook, ()))
+        return hook in self._heard[watched]
 
     def tell(self, hook: str, *facts: Any) -> None:
         """Call one hook of all observers that have it."""
@@ -216,6 +218,14 @@ class Observers:
         self._hearing = {
             hook: [(each, method) for each, method in found if not _does_nothing(hook, method)]
             for hook, found in methods.items()
+        }
+        self._heard = {
+            watched: frozenset(
+                hook
+                for hook, found in self._hearing.items()
+                if any(watched or not each.only_watched for each, _ in found)
+            )
+            for watched in (True, False)
         }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
+from types import CoroutineType
 from typing import Any, NamedTuple, TypeVar
 
 from .. import states
@@ -70,11 +70,12 @@ class StepSpec:
     compression: str | None = None
     #: What its result is rebuilt to; None: whatever the serializer gives.
     shape: Shape | None = None
+    #: Something may interrupt a body.
+    is_limited: bool = field(init=False)
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether anything may interrupt a body."""
-        return self.cancellable or self.soft_time_limit is not None or self.time_limit is not None
+    def __post_init__(self) -> None:
+        limited = self.cancellable or self.soft_time_limit is not None or self.time_limit is not None
+        object.__setattr__(self, "is_limited", limited)
 
 
 def call_step(
@@ -124,6 +125,12 @@ class Call:
     waiting: Waiting = IN_THREAD
     #: When the current try began, on the monotonic clock.
     began = 0.0
+    #: An earlier attempt has its outcome.
+    is_settled: bool
+    #: What the body sees of itself, from ``run`` on.
+    step: RunningStep
+    #: What is kept of the arguments of a call that isn't settled.
+    note: tuple[str | None, bytes]
 
     def __init__(self, attempt: Attempt, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         attempt.check_caller()
@@ -138,32 +145,35 @@ class Call:
         self.fingerprint = fingerprint(args, kwargs)
         self.check_arguments()
         self.seq = attempt.reach(saved)
-        if saved is not None and saved.ok is None:
-            self.go_on_from(saved)
+        self.is_settled = saved is not None and saved.ok is not None
+        if not self.is_settled:
+            self.make_note()
+            self.go_on()
 
     def __str__(self) -> str:
         return f"The step {self.key!r} of workflow {self.attempt.id}"
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether an earlier attempt has its outcome."""
-        return self.saved is not None and self.saved.ok is not None
-
-    def go_on_from(self, saved: Checkpoint) -> None:
+    def go_on(self) -> None:
         """Take over the tries of earlier attempts."""
+        if (saved := self.saved) is None:
+            return
         self.has_row, self.failed_tries, self.errors = True, saved.tries, saved.errors
         self.due_in, self.overran = saved.due_in, saved.overran
 
-    @cached_property
-    def step(self) -> RunningStep:
-        """What the body sees of itself; a replay has no use for it."""
-        key = self.attempt.idempotency_key(self.key)
-        return RunningStep(self.spec.name, self.key, key, asked_retries=self.spec.retry.asked_retries)
+    @property
+    def idempotency_key(self) -> str:
+        """What identifies the effect of this call to the outside: the same on every try and attempt."""
+        return self.attempt.idempotency_key(self.key)
+
+    def make_note(self) -> None:
+        """Note the arguments; a body may change them."""
+        text = call_repr(self.args, self.kwargs)
+        self.note = self.or_later(lambda: self.codec.note(text, self.fingerprint))
 
     def check_arguments(self) -> None:
         """Raise NondeterminismError if an earlier attempt has called this step otherwise."""
         saved = self.saved
-        if saved is None or saved.fingerprint is None:
+        if saved is None or saved.fingerprint is None or saved.fingerprint == self.fingerprint:
             return
         args, digest = self.or_later(lambda: self.codec.read_note(saved.args, saved.fingerprint))
         if digest == self.fingerprint:
@@ -179,12 +189,6 @@ class Call:
         self.attempt.nondeterminism = error
         raise error
 
-    @cached_property
-    def note(self) -> tuple[str | None, bytes]:
-        """What is kept of the arguments; a body may change them, so this is made before."""
-        text = call_repr(self.args, self.kwargs)
-        return self.or_later(lambda: self.codec.note(text, self.fingerprint))
-
     def or_later(self, code: Callable[[], T]) -> T:
         """Return what this encodes or decodes; where the payload codec can't, the workflow waits until one can.
 
@@ -193,9 +197,13 @@ class Call:
         try:
             return code()
         except CodecError as error:
-            logger.error("The workflow %s waits for a payload codec that can go on with it: %s", self.attempt.id, error)
-            wait = Suspended(f"payload codec for {self.key}", self.attempt.engine.republish_after)
-            raise self.attempt.unwind(wait) from error
+            raise self.later(error) from error
+
+    def later(self, error: CodecError) -> ControlFlow:
+        """Return what lets the workflow wait for another payload codec."""
+        logger.error("The workflow %s waits for a payload codec that can go on with it: %s", self.attempt.id, error)
+        wait = Suspended(f"payload codec for {self.key}", self.attempt.engine.republish_after)
+        return self.attempt.unwind(wait)
 
     def replay(self) -> Answer:
         """Answer from the checkpoint of an earlier attempt."""
@@ -209,7 +217,9 @@ class Call:
         payload = checkpoint.payload
         if checkpoint.ok:
             try:
-                return Answer(self.or_later(lambda: self.decode(payload)))
+                return Answer(self.decode(payload))
+            except CodecError as sealed:
+                raise self.later(sealed) from sealed
             except SerializationError as unreadable:
                 return Answer(error=unreadable, cause=unreadable.__cause__)
         error = self.or_later(lambda: self.codec.decode_error(payload))
@@ -220,8 +230,8 @@ class Call:
 
     async def run(self, body: Body, waiting: Waiting) -> Answer:
         """Run the step to its outcome."""
-        self.waiting = waiting
-        self.note  # noqa: B018 - made now
+        self.waiting, spec = waiting, self.spec
+        self.step = RunningStep(spec.name, self.key, self.idempotency_key, asked_retries=spec.retry.asked_retries)
         if self.is_lost:
             return await self.settle(Ended(error=self.loss()))
         if self.due_in:
@@ -229,7 +239,7 @@ class Call:
         failed_tries, ended = self.failed_tries, await self.try_once(body)
         if ended.error is not None:
             ended = await tried_again(
-                self.spec.retry,
+                spec.retry,
                 ended,
                 partial(self.try_once, body),
                 failed_tries=failed_tries,
@@ -309,10 +319,10 @@ class Call:
 
     def call_body(self, body: Body) -> Ended:
         """Call a body in this thread, within its limits."""
-        limit, interrupted = self.limit, False
+        is_free, limit, interrupted = not self.spec.is_limited, self.limit, False
         try:
             with running_step(self.step):
-                return Ended(self.call_within(limit, body) if self.spec.is_limited else body(*self.args, **self.kwargs))
+                return Ended(body(*self.args, **self.kwargs) if is_free else self.call_within(limit, body))
         except TryAgain as again:
             # Celery's own autoretry, which an unmodified task has, doesn't know whose limit it was.
             interrupted = again.error is not None and is_foreign_limit(again.error)
@@ -453,7 +463,7 @@ class Call:
 
     def encode_result(self, value: Any) -> Payload:
         """Return a value as it is stored; raises SerializationError and PayloadTooLarge."""
-        if inspect.iscoroutine(value):
+        if isinstance(value, CoroutineType):
             value.close()
             raise SerializationError(
                 f"{self} returned a coroutine, which nobody awaits: declare the step itself with async def."
@@ -494,12 +504,13 @@ class Call:
 
     def report(self, state: str, value: Any = None, error: Exception | None = None, retries: int = 0) -> None:
         """Tell those who show steps what a try has come to."""
-        attempt, runtime = self.attempt, self.took
+        attempt = self.attempt
         if not attempt.engine.observers.hear("step_ended", watched=attempt.watched):
             return
+        runtime = self.took
         attempt.engine.observers.tell("step_ended", StepReport(
             workflow_id=attempt.id, workflow_name=attempt.name, root_id=attempt.root_id, worker=attempt.worker,
-            id=self.step.idempotency_key, name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs,
+            id=self.idempotency_key, name=self.spec.name, key=self.key, args=self.args, kwargs=self.kwargs,
             state=state, value=value, error=error, retries=retries, runtime=runtime, started=time.time() - runtime,
             watched=attempt.watched,
         ))  # fmt: skip

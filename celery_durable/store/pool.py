@@ -206,7 +206,7 @@ class Absence:
 
     def left_of(self, patience: float) -> float:
         """Return the seconds for which a statement may go on trying."""
-        return patience if self._reason is None or math.isinf(patience) else 0.0
+        return patience if self._reason is None or patience == math.inf else 0.0
 
     def note(self, error: psycopg.Error, patience: float, tried_at: float) -> None:
         """Patience has ended."""

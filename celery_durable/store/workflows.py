@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -154,8 +155,8 @@ class Workflows:
         rows = self._run("claim", patience, id=workflow_id, name=name, token=token, node=node, retries=retries)
         if not rows:
             return None
-        attempt, crashes, now, deadline_in = rows[0][:4]
-        history = {row[4]: _checkpoint(row[4:]) for row in rows if row[4] is not None}
+        attempt, crashes, now, deadline_in = rows[0][-4:]
+        history = {row[0]: _checkpoint(*row) for row in islice(rows, 1, None)}
         return Claim(Fence(workflow_id, attempt, token, node), crashes, now, deadline_in, history)
 
     def look(self, fence: Fence, *, patience: float) -> Look | None:
@@ -405,7 +406,11 @@ def _ids(rows: list[tuple[Any, ...]]) -> list[str]:
     return [row[0] for row in rows]
 
 
-def _checkpoint(columns: tuple[Any, ...]) -> Checkpoint:
-    key, seq, tries, ok, value, content_type, args, fingerprint, errors, due_in, *rest = columns
+def _checkpoint(
+    key: str, seq: int, tries: int, ok: bool | None, value: bytes | None, content_type: str | None, args: str | None,
+    fingerprint: bytes | None, errors: bytes | None, due_in: float | None, overran: bool, spent: bool,
+    child_id: str | None, *of_claim: None,
+) -> Checkpoint:  # fmt: skip
     payload = None if value is None else Payload(value, content_type)
-    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in or 0.0, *rest)
+    due_in = 0.0 if due_in is None else max(due_in, 0.0)
+    return Checkpoint(key, seq, tries, ok, payload, args, fingerprint, errors, due_in, overran, spent, child_id)

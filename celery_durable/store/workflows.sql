@@ -166,12 +166,16 @@ WITH seen AS MATERIALIZED (
                      AND n.seen > clock_timestamp() - n.lease))
     RETURNING w.id, w.attempt, w.crashes, w.deadline
 )
-SELECT run.attempt, run.crashes, clock_timestamp(), extract(epoch FROM run.deadline - clock_timestamp())::float8,
-    c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
-    c.errors, greatest(extract(epoch FROM c.wake_at - clock_timestamp()), 0)::float8 AS due_in, c.overran,
-    c.spent, c.child_id
-FROM run LEFT JOIN {schema}.checkpoint c ON c.workflow = run.id
-ORDER BY c.seq
+SELECT NULL AS key, NULL AS seq, NULL AS tries, NULL AS ok, NULL AS value, NULL AS content_type, NULL AS args,
+    NULL AS fingerprint, NULL AS errors, NULL AS due_in, NULL AS overran, NULL AS spent, NULL AS child_id,
+    run.attempt, run.crashes, clock_timestamp(), extract(epoch FROM run.deadline - clock_timestamp())::float8
+FROM run
+UNION ALL
+SELECT c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerprint,
+    c.errors, extract(epoch FROM c.wake_at - clock_timestamp())::float8, c.overran, c.spent, c.child_id,
+    NULL, NULL, NULL, NULL
+FROM run JOIN {schema}.checkpoint c ON c.workflow = run.id
+ORDER BY seq NULLS FIRST
 
 -- name: look
 -- How a workflow stands, as one attempt on one node sees it.
