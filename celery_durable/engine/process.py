@@ -13,7 +13,7 @@ import os
 import queue
 import selectors
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
 from functools import partial
@@ -118,11 +118,30 @@ class Threads(Executor):
     def call(self, call: Callable[[], None]) -> None:
         """Call something that raises nothing in one of the threads, as soon as one is free."""
         self._calls.put(call)
-        if not self._idle.acquire(blocking=False) and self._made < self._most:
-            self._made += 1
-            self._start()
+        if not self._idle.acquire(blocking=False):
+            self._add()
 
-    def _start(self) -> None:
+    def queue(self, calls: Iterable[Callable[[], None]]) -> None:
+        """Call what raises nothing in the threads that are there, at least one; ``grow`` makes more."""
+        for call in calls:
+            self._calls.put(call)
+        if self.waiting and not self._made:
+            self._add()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a thread."""
+        return self._calls.qsize()
+
+    def grow(self) -> None:
+        """Make a thread for each call that waits."""
+        for _ in range(self.waiting):
+            self._add()
+
+    def _add(self) -> None:
+        if self._made >= self._most:
+            return
+        self._made += 1
         try:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:
