@@ -43,6 +43,9 @@ _PAUSE = 0.25
 _RETRY = 2.0
 _AT_END = 1.0
 
+#: Members, and the number from which on the text isn't known to be short.
+_FEW, _LARGE = 10, 10**18
+
 _TYPES = {"SUCCESS": "task-succeeded", "FAILURE": "task-failed", "RETRY": "task-retried"}
 
 _Event = dict[str, Any]
@@ -249,10 +252,23 @@ class _Outbox:
 
 def _repr(value: Any) -> str:
     try:
-        text = saferepr(value, _LONGEST_REPR)
+        text = repr(value) if _is_short(value) else saferepr(value, _LONGEST_REPR)
     except Exception:  # noqa: BLE001 - a value that can't be shown must not break the step
         text = f"<{type(value).__qualname__}>"
     return printable(text, 2 * _LONGEST_REPR)
+
+
+def _is_short(value: Any) -> bool:
+    """Tell whether Python's own text of a value is short and safe: Celery's takes many times as long, for each step."""
+    kind = type(value)
+    if kind is dict:
+        return not value
+    return len(value) <= _FEW and all(map(_is_number, value)) if kind in (tuple, list) else _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    kind = type(value)
+    return kind in (float, bool, type(None)) or (kind is int and abs(value) < _LARGE)
 
 
 def _traceback(error: Exception) -> str:

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.task import Context
 from celery.events.state import State
+from celery.utils.saferepr import saferepr
 
 from celery_durable import step_events
 from celery_durable.config import Config
@@ -112,6 +114,27 @@ def test_every_value_has_a_short_text(value: Any) -> None:
     for text in (event["args"], event["kwargs"], event["result"]):
         assert 0 < len(text) <= 2048
         assert text.encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0, -1, 10**18, pytest.param(10**5000, id="huge"), 1.5, float("nan"), True, None, "", "it's", (), (7,), (1, None),
+        (1, "a"), [], [1, [2]], list(range(10)), list(range(11)), {}, {"currency": "EUR"}, {1}, b"raw", Fraction(1, 3),
+    ],
+)  # fmt: skip
+def test_a_text_is_celerys_own(value: Any) -> None:
+    """Whichever way it was made."""
+    event = event_of(report(args=(value,), value=value))
+    texts = {"result": value, "args": (value,)}
+    assert {name: event[name] for name in texts} == {name: text_of(each) for name, each in texts.items()}
+
+
+def text_of(value: Any) -> str:
+    try:
+        return saferepr(value, 1024)
+    except ValueError:
+        return f"<{type(value).__name__}>"
 
 
 def test_what_can_not_be_shown_hides_nothing_else() -> None:
