@@ -29,7 +29,7 @@ from types import CoroutineType
 from typing import Any
 
 from celery import _state
-from celery.app.task import Context, Task
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_make_aware
 
@@ -39,6 +39,8 @@ from .engine.retry import GivenUp, TryAgain
 from .exceptions import MaxRetriesExceededError, NotAllowedInStep, StepError
 
 _AUTORETRY = "celery.app.autoretry"
+#: The second one takes its place in a worker.
+_CELERYS_CALLS = ("celery.app.task", "celery.app.trace")
 _FOR_EVER = float("inf")
 
 #: The requests of the async functions that run in this context, by the names of their tasks.
@@ -55,9 +57,9 @@ class InlineBody:
 
     def __init__(self, task: Any, run: Callable[..., Any], *, as_celery: bool) -> None:
         self._task = task
+        self._run = run
         # Celery's own __call__ only gives the body a request, which it has here already.
-        self._is_bare = getattr(run, "__func__", None) is Task.__call__
-        self._run = task.run if self._is_bare else run
+        self._is_bare = _is_celerys(run)
         self._as_celery = as_celery
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +74,7 @@ class InlineBody:
         _state._task_stack.push(task)
         task.request_stack.push(request)
         try:
-            value = inline.checked(self._run(*args, **kwargs))
+            value = inline.checked((task.run if self._is_bare else self._run)(*args, **kwargs))
         except Exception:
             with inline.translated():
                 raise
@@ -270,6 +272,11 @@ def _request(
         hostname=attempt.worker,
         durable_inline=inline,
     )
+
+
+def _is_celerys(call: Callable[..., Any]) -> bool:
+    """Tell whether this is Celery's own ``__call__`` of a task: not the app's, nor what a tracer has put there."""
+    return getattr(call, "__globals__", {}).get("__name__") in _CELERYS_CALLS
 
 
 def _is_caught_by_autoretry(error: BaseException | None) -> bool:

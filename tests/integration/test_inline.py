@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import sys
@@ -504,6 +505,38 @@ def test_a_task_that_calls_itself(shop: Inprocess, bound: Maker, calls: list[Any
     assert outcome(shop, bound(body), 2) == 2
     assert calls == [(2, True, [2]), (1, True, [1]), (0, True, [0])] * 2
     assert (only_step(shop).key, only_step(shop).tries) == ("bound", 2)
+
+
+@pytest.mark.parametrize("place", ["the class", "the task"])
+def test_what_a_tracer_puts_around_a_body_is_called(
+    shop: Inprocess, bound: Maker, calls: list[Any], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In Celery's own ``__call__``, as some do, or around the task's ``run``, as a test may at any time."""
+
+    def around(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            calls.append(place)
+            return body(*args, **kwargs)
+
+        return traced
+
+    def body() -> Any:
+        if place == "the class":
+            monkeypatch.setattr(Task, "__call__", around(Task.__call__))
+            return step(1)
+        task = shop.app.tasks["bound"]
+        first = step(1)
+        monkeypatch.setattr(task, "run", around(task.run))
+        return first + step(1)
+
+    def arguments(self: Any, number: int) -> list[int]:
+        return list(self.request.args)
+
+    step = bound(arguments)
+    order(shop, body)
+    assert set(shop.run("w1")) == {1}
+    assert place in calls
 
 
 def test_the_workflows_own_request_is_intact(shop: Inprocess, bound: Maker) -> None:
