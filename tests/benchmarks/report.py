@@ -7,10 +7,11 @@ from statistics import median
 from typing import Any
 
 from tests.benchmarks.contestants import ALL, Durable
+from tests.benchmarks.measures.sequential import BARE
 from tests.benchmarks.measuring import Cell, Figures
 from tests.benchmarks.targets import TARGETS, Target
 
-ORDER = [kind.name for kind in ALL]
+ORDER = [*(kind.name for kind in ALL), BARE]
 OURS = Durable.name
 
 

@@ -10,6 +10,9 @@ from datetime import datetime, timezone
 from celery import Celery
 
 import celery_durable as durable
+from celery_durable.engine.context import current_attempt
+from celery_durable.serialization import Payload
+from celery_durable.store import StepRecord
 from tests.benchmarks.payload import text
 
 app = Celery(
@@ -47,6 +50,16 @@ def steps(count: int) -> int:
     for number in range(count):
         nothing(number)
     return count
+
+
+@app.task(base=durable.Workflow)
+def statements(count: int) -> float:
+    """Make the statement of so many trivial steps, and nothing else of them; return the seconds that it took."""
+    attempt, value = current_attempt(), Payload(b"1")
+    began = time.perf_counter()
+    for number in range(count):
+        attempt.save([StepRecord(f"statement#{number}", number, 1, "1", bytes(8), None, True, value)])
+    return time.perf_counter() - began
 
 
 @app.task(base=durable.Workflow)

@@ -56,6 +56,10 @@ class Durable(Contestant):
         handle.get(timeout=120)
         return self.rows(_RAN, (handle.id,))[0][0]
 
+    def statements(self, count: int) -> float:
+        """Make the statement of so many steps in a workflow, without steps: how many a second."""
+        return count / self.tasks.statements.delay(count).get(timeout=120)
+
     def run(self, steps: int) -> tuple[float, float]:
         """Run a workflow: seconds from claim to finish, as its row has them, and from `delay()` to `get()`."""
         began = time.perf_counter()

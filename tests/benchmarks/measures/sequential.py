@@ -13,6 +13,8 @@ from tests.benchmarks.stage import Stage
 #: Steps of a workflow, and how many workflows a turn has, one after the other.
 SIZES = {50: 5, 500: 1}
 WITHIN, WHOLE = "{} steps, claim to finish", "{} steps, delay() to get()"
+#: The statement that a step makes, in a loop in the same worker: what is left of the limit for the rest of a step.
+BARE = "its statement"
 #: As many as take a good second.
 TRANSACTIONS = 3_000
 
@@ -20,6 +22,8 @@ TRANSACTIONS = 3_000
 def _turns(stage: Stage, crew: Crew) -> Turns:
     *runners, limit = crew.call(1, Durable, Dbos, Absurd, Plain, Limit)
     turns = {each.name: Turn(partial(_of_all_sizes, stage, each), each.empty) for each in runners}
+    durable = runners[0]
+    turns[BARE] = Turn(lambda: dict.fromkeys(SEQUENTIAL.units, durable.statements(500)), durable.empty)
     return {**turns, limit.name: Turn(partial(_of_limit, stage, limit), limit.empty)}
 
 
