@@ -171,7 +171,7 @@ class Codec:
 
         Without a shape, what was written with one is plain data.
         """
-        payload = self.opened(payload, what) if payload.content_type is not None else payload
+        payload = self.opened(payload, what)
         try:
             raw, content_type, mode = self._unpacked(payload)
             data = self._loaded(raw, content_type)
@@ -181,9 +181,9 @@ class Codec:
 
     def opened(self, payload: Payload, what: str) -> Payload:
         """Return a payload without its seal; raise CodecError if that can't be opened here."""
-        if not payload.is_sealed:
+        if payload.content_type is None or not payload.is_sealed:
             return payload
-        content_type = cast(str, payload.content_type).removesuffix(_SEALED)
+        content_type = payload.content_type.removesuffix(_SEALED)
         return Payload(self.seal.decode(payload.data, what), None if content_type == JSON else content_type)
 
     def seal_message(self, body: bytes, content_type: str, compression: str | None, what: str) -> Payload:

@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
+from types import CoroutineType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -390,7 +391,7 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
         or run by a worker as a task, it is run to its end.
         """
         value = self.durable_step.call(args, kwargs)
-        if inspect.iscoroutine(value) and self._is_delivered():
+        if isinstance(value, CoroutineType) and self._is_delivered():
             with inline.awaiting(self, self.request):
                 return cast(C, loop.run(value))
         return cast(C, value)

@@ -268,7 +268,8 @@ class Attempt:
                     "for each part of the work.", self.id, MANY_STEPS,
                 )  # fmt: skip
             return self.seq
-        self.reached_seq = max(self.reached_seq, saved.seq)
+        if saved.seq > self.reached_seq:
+            self.reached_seq = saved.seq
         return saved.seq
 
     def idempotency_key(self, key: str) -> str:
