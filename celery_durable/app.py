@@ -7,9 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-# Installing loads what the package loads lazily elsewhere: a body's first call imports nothing, so that no time limit
-# ends in the midst of an import, and no pool process is forked while another thread holds the lock of one.
-from . import bulk, events, flower, health, here, history, management, messages, patches, timers, values  # noqa: F401
+from . import flower
 from .beat import add_recovery
 from .config import Config
 from .exceptions import ConfigurationError
@@ -20,7 +18,10 @@ from .registration import watch
 from .remote import add_step_task
 from .store import check_url
 from .task import Step, Workflow
-from .worker import NodeStep, UnknownTaskStep
+
+#: What a worker runs of ours; by name, as only a worker needs what they bring along.
+_WORKER_STEP = "celery_durable.worker:NodeStep"
+_CONSUMER_STEP = "celery_durable.worker:UnknownTaskStep"
 
 
 def install(app: Celery, **settings: Any) -> None:
@@ -47,8 +48,8 @@ def install(app: Celery, **settings: Any) -> None:
     register(app, installation)
     watch(app, (Workflow, Step))
     watch_celery()
-    app.steps["worker"].add(NodeStep)
-    app.steps["consumer"].add(UnknownTaskStep)
+    app.steps["worker"].add(_WORKER_STEP)
+    app.steps["consumer"].add(_CONSUMER_STEP)
     add_recovery(app, installation)
     add_step_task(app)
     if "celery.worker.control" in sys.modules:

@@ -8,12 +8,17 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 
-from .envelope import send_stored
 from .installation import Installation
+from .late import late
+
+if TYPE_CHECKING:
+    from . import envelope
+else:
+    envelope = late("envelope")
 
 TASK = "celery_durable.recover"
 #: Seconds that a sweep waits for a database that is away; the next one is due soon.
@@ -34,7 +39,7 @@ def add_recovery(app: Celery, installation: Installation) -> None:
     @app.task(name=TASK, shared=False, ignore_result=True, bind=True)
     def recover(self: Any) -> dict[str, int]:
         """Run all duties of the recovery once; return what each has found."""
-        return installation.recovery(partial(send_stored, app), sweeper="beat", patience=_PATIENCE).sweep()
+        return installation.recovery(partial(envelope.send_stored, app), sweeper="beat", patience=_PATIENCE).sweep()
 
     def schedule(sender: Celery, **kwargs: Any) -> None:
         config = installation.read_config()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.result import GroupResult
 
 from .engine.context import current_attempt, current_step
 from .exceptions import ConfigurationError
-from .handle import WorkflowHandle
-from .together import gather
+from .late import late
+
+if TYPE_CHECKING:
+    from . import handle, together
+else:
+    handle, together = late("handle"), late("together")
 
 
 class DurableGroupResult(GroupResult):
@@ -27,7 +31,7 @@ class DurableGroupResult(GroupResult):
         chords, whose ends a replay couldn't find again.
         """
         if self._is_durable():
-            return gather(*self.results, return_exceptions=not propagate)
+            return together.gather(*self.results, return_exceptions=not propagate)
         return super().get(timeout, propagate, *args, **kwargs)
 
     def join(self, timeout: Any = None, propagate: bool = True, *args: Any, **kwargs: Any) -> Any:
@@ -46,13 +50,14 @@ class DurableGroupResult(GroupResult):
         if current_attempt() is None:
             return False
         if current_step() is not None:
-            return any(isinstance(each, WorkflowHandle) for each in self.results)  # then gather says what a step can't
+            # If so, gather says what a step can't do.
+            return any(isinstance(each, handle.WorkflowHandle) for each in self.results)
         if any(each.parent is not None for each in (self, *self.results)) or _has_group(self.results):
             raise ConfigurationError(
                 "A workflow can await a group of workflows and steps, but no chain or chord in it or before it: start "
                 "a workflow that calls them one after the other."
             )
-        if not all(isinstance(each, WorkflowHandle) for each in self.results):
+        if not all(isinstance(each, handle.WorkflowHandle) for each in self.results):
             raise ConfigurationError(
                 "A workflow can await a group of workflows and steps, but this one has a plain task, whose end would "
                 "be waited for in the worker: put it into the group as durable.as_step(task).s(…)."
@@ -77,7 +82,7 @@ def _name_children(results: Any) -> None:
         child = attempt.aliases.get(result.id)
         if child is None:
             continue
-        if isinstance(result, WorkflowHandle):
+        if isinstance(result, handle.WorkflowHandle):
             result.id = child
         else:
-            results[place] = WorkflowHandle(child, app=result.app, backend=result.backend, parent=result.parent)
+            results[place] = handle.WorkflowHandle(child, app=result.app, backend=result.backend, parent=result.parent)

@@ -205,6 +205,11 @@ class WorkflowHandle(Result[R]):
         }
 
 
+def start_of(attempt: Attempt, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Settle the key of the call that starts another workflow."""
+    return Call(attempt, StepSpec(f"{name}.delay"), args, kwargs)
+
+
 def end_of(attempt: Attempt, target: str, shape: Shape | None) -> Call:
     """Settle the key of the call that awaits another workflow."""
     return Call(attempt, StepSpec("durable.get", shape=shape), (target,), {})

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery import Celery, _state
@@ -18,16 +18,24 @@ from .contrib.sentry import StepErrors
 from .engine.context import Engine, current_attempt
 from .engine.observer import Observers
 from .exceptions import NotInstalled
+from .late import late
 from .monitoring import LogObserver
-from .recovery import Recovery, Send
 from .running import Running
 from .seal import Seal
-from .serialization import Codec
 from .step_events import StepEvents
-from .store import Host, Listener, Store
 from .text import Hidden
 
+if TYPE_CHECKING:
+    from . import recovery, serialization, store
+    from .recovery import Recovery, Send
+    from .serialization import Codec
+    from .store import Host, Listener, Store
+else:
+    recovery, serialization, store = late("recovery"), late("serialization"), late("store")
+
 _ATTRIBUTE = "_celery_durable"
+#: The name of the workflow that is nothing but one step, on the queue of that.
+STEP_TASK = "celery_durable.step"
 _KEY = re.compile(r"durable_(\w+)", re.IGNORECASE)
 
 
@@ -84,20 +92,19 @@ class Installation:
     @cached_property
     def codec(self) -> Codec:
         """How values are stored."""
-        conf = self.app.conf
-        serializer = self.config.serializer or conf.task_serializer
-        seal = Seal.of(self.config.payload_codec)
-        return Codec.of(serializer, conf.accept_content, self.config.max_payload, conf.task_compression, seal)
+        config, conf = self.config, self.app.conf
+        serializer, seal = config.serializer or conf.task_serializer, Seal.of(config.payload_codec)
+        return serialization.Codec.of(serializer, conf.accept_content, config.max_payload, conf.task_compression, seal)
 
     @cached_property
     def store(self) -> Store:
         """Postgres, for tasks and callers; raises ConfigurationError."""
-        store = self._store(Store.shared)
+        shared = self._store(store.Store.shared)
         if self.config.database is not None:
             from .contrib.django.databases import release_before_drop
 
-            release_before_drop(store)
-        return store
+            release_before_drop(shared)
+        return shared
 
     @cached_property
     def engine(self) -> Engine:
@@ -116,12 +123,12 @@ class Installation:
 
     def store_of_one_thread(self) -> Store:
         """Return a store with a connection of its own."""
-        return self._store(Store.of_one_thread)
+        return self._store(store.Store.of_one_thread)
 
     def listener(self) -> Listener:
         """Return what hears of commits in outboxes, with a connection of its own."""
         config = self.config
-        return Listener.of(self.url, config.schema, lease=config.lease)
+        return store.Listener.of(self.url, config.schema, lease=config.lease)
 
     def recovery(
         self,
@@ -134,7 +141,7 @@ class Installation:
     ) -> Recovery:
         """Return the duties of the recovery, which send with ``send``."""
         config = self.config
-        return Recovery(
+        return recovery.Recovery(
             engine=self.engine,
             store=store or self.store,
             send=send,

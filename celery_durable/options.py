@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import functools
 import inspect
@@ -12,19 +11,24 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from celery import Task
 from celery.canvas import Signature
 
 from .config import seconds
-from .contrib.django.transactions import Alias
 from .engine.retry import DEFAULT_RETRIES, RetryPolicy
-from .engine.step import StepSpec
 from .exceptions import ConfigurationError
+from .late import late
 from .shapes import shape_of
-from .store import Place
 from .text import printable
+
+if TYPE_CHECKING:
+    from .engine import step
+    from .engine.step import StepSpec
+    from .store import Place
+else:
+    step = late("engine.step")
 
 MAX_NAME = 255
 _COUNTED = re.compile(r"(#\d+|\])$")
@@ -140,7 +144,7 @@ def task_options(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 def step_spec(name: str, options: Mapping[str, Any], function: Callable[..., Any]) -> StepSpec:
     """Return a step's policies; raise ConfigurationError for a value that can't be meant."""
     check_name(name)
-    spec = StepSpec(
+    spec = step.StepSpec(
         name=name,
         retry=_retry_policy(options),
         throws=_exceptions(options, "throws"),
@@ -286,6 +290,10 @@ def _is_coroutine_function(function: Any) -> bool:
     """Tell whether this is an ``async def``, or is marked as one, for which Python 3.12 has another marker."""
     if sys.version_info >= (3, 12):
         return inspect.iscoroutinefunction(function)
+    if "asyncio" not in sys.modules:
+        return inspect.iscoroutinefunction(function)  # and nobody can have that of asyncio
+    import asyncio
+
     return asyncio.iscoroutinefunction(function)
 
 
@@ -312,6 +320,8 @@ def _atomic(value: Any) -> bool | Place:
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value:
+        from .contrib.django.transactions import Alias
+
         return Alias(value)
     if "sqlalchemy" in sys.modules:
         from .contrib.sqlalchemy import place_of

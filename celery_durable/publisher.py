@@ -34,7 +34,7 @@ from .engine.step import Call
 from .engine.wait import record_of
 from .envelope import TIMEOUT_HEADER, Envelope, check_id, is_id
 from .exceptions import ConfigurationError, DatabaseUnavailable, WorkflowConflict
-from .installation import Installation, installed_on
+from .installation import STEP_TASK, Installation, installed_on
 from .outboxes import Box
 from .outboxes import current as current_box
 from .seal import HIDDEN
@@ -44,8 +44,6 @@ from .text import printable
 
 logger = logging.getLogger("celery_durable")
 
-#: The workflow that is nothing but one step, on the queue of that.
-STEP_TASK = "celery_durable.step"
 #: What Celery's options say of where a task runs, and how its message is written.
 _PLACES = ("queue", "exchange", "routing_key", "priority", "expires", "serializer", "compression")
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from .adapter import as_step
 from .engine.context import current_attempt
 from .exceptions import Suspended
-from .publisher import STEP_TASK
+from .installation import STEP_TASK
+from .late import late
 from .shapes import Shape, shape_of
 from .task import Step, Workflow
+
+if TYPE_CHECKING:
+    from . import adapter
+else:
+    adapter = late("adapter")
 
 
 class StepTask(Workflow[Any, Any]):
@@ -39,7 +44,7 @@ def add_step_task(app: Celery) -> None:
         task = app.tasks.get(name)
         if task is None:
             _leave_to_others(name)
-        step = task if isinstance(task, Step) else as_step(task)
+        step = task if isinstance(task, Step) else adapter.as_step(task)
         return step.durable_step.call(tuple(args), kwargs)
 
 

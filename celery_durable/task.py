@@ -27,16 +27,11 @@ from celery import Task, shared_task
 from celery.exceptions import Retry
 
 from . import inline, registration
-from .callables import Callables, caller_of, in_outbox
-from .calls import forbid_in_plain_function, forbid_in_step
-from .delivery import deliver
-from .engine import loop
 from .engine.context import current_attempt, current_step, plain_function
-from .engine.step import Call, StepSpec
 from .exceptions import ConfigurationError
-from .handle import Result, WorkflowHandle
 from .inline import InlineBody
 from .installation import Installation, installed_on
+from .late import late
 from .options import (
     STEP_OPTIONS,
     WORKFLOW_OPTIONS,
@@ -52,8 +47,17 @@ from .options import (
     warn_if_never_retried,
     warn_of_near_misses,
 )
-from .publisher import Publication, Unpublishing, start_step
 from .shapes import Shape, shape_of
+
+if TYPE_CHECKING:
+    from . import callables, calls, delivery, handle, publisher
+    from .callables import Callables
+    from .engine import loop
+    from .engine.step import Call, StepSpec
+    from .handle import Result, WorkflowHandle
+else:
+    callables, calls, delivery = late("callables"), late("calls"), late("delivery")
+    handle, loop, publisher = late("handle"), late("engine.loop"), late("publisher")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -173,10 +177,11 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         As a plain function it has no database: sleeps take no time, and waiting for others raises NotInWorkflow.
         """
         body = functools.partial(super().__call__, *args, **kwargs)
-        if not self._is_delivered():
-            return cast(C, self._plainly(body))
-        installation = installed_on(self.app)
-        return cast(C, deliver(installation, self, lambda: self.to_its_end(body()), max_crashes=self._max_crashes()))
+        return cast(C, self._deliver(body) if self._is_delivered() else self._plainly(body))
+
+    def _deliver(self, body: Callable[[], Any]) -> Any:
+        installation, max_crashes = installed_on(self.app), self._max_crashes()
+        return delivery.deliver(installation, self, lambda: self.to_its_end(body()), max_crashes=max_crashes)
 
     def _plainly(self, body: Callable[[], Any]) -> Any:
         with plain_function():
@@ -221,18 +226,18 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         if self.app.conf.task_always_eager:
             send = functools.partial(super().apply_async, args, kwargs, link=link, link_error=link_error, shadow=shadow)
             return cast("WorkflowHandle[R]", send(task_id=task_id, producer=producer, **options))
-        forbid_in_step(f"start the workflow {self.name}")
-        forbid_in_plain_function(f"start the workflow {self.name}")
+        calls.forbid_in_step(f"start the workflow {self.name}")
+        calls.forbid_in_plain_function(f"start the workflow {self.name}")
         call = self._child_call(args, kwargs, task_id, producer)
         options = {**options, "link": link, "link_error": link_error, "shadow": shadow, "producer": producer}
         return self._started(args, kwargs, task_id, call, options)
 
     def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, WorkflowHandle[R]]:
         """Return what is awaited to start a workflow as ``delay`` does, without blocking the event loop."""
-        forbid_in_step(f"start the workflow {self.name}")
-        forbid_in_plain_function(f"start the workflow {self.name}")
+        calls.forbid_in_step(f"start the workflow {self.name}")
+        calls.forbid_in_plain_function(f"start the workflow {self.name}")
         call = self._child_call(args, kwargs, None, None)
-        return _carried(in_outbox(functools.partial(self._started, args, kwargs, None, call, {})))
+        return _carried(callables.in_outbox(functools.partial(self._started, args, kwargs, None, call, {})))
 
     def astart(self, signature: Any) -> Coroutine[Any, Any, WorkflowHandle[R]]:
         """Return what is awaited to start a workflow by its signature, without blocking the event loop."""
@@ -240,12 +245,12 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
         call = self._child_call(signature.args, signature.kwargs, options.get("task_id"), None)
         task_id = options.pop("task_id", None)
         start = functools.partial(self._started, signature.args, signature.kwargs, task_id, call, options)
-        return _carried(in_outbox(start))
+        return _carried(callables.in_outbox(start))
 
     def _child_call(self, args: Any, kwargs: Any, task_id: str | None, producer: Any) -> Call | None:
         """Settle the key of a start that a workflow makes; None for any other, and for Celery's own retry."""
         attempt = current_attempt()
-        if attempt is None or task_id == attempt.id or isinstance(producer, Unpublishing):
+        if attempt is None or task_id == attempt.id or isinstance(producer, publisher.Unpublishing):
             return None
         attempt.check_caller()
         if installed_on(self.app).engine is not attempt.engine:
@@ -254,7 +259,7 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
                 "started outside of workflows. Let a step send a plain task that starts it."
             )
         args, kwargs = tuple(args or ()), dict(kwargs or {})
-        return Call(attempt, StepSpec(f"{self._label(args)}.delay"), args, kwargs)
+        return handle.start_of(attempt, self._label(args), args, kwargs)
 
     def _label(self, args: tuple[Any, ...]) -> str:
         return self.name
@@ -264,12 +269,12 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
     ) -> WorkflowHandle[R]:
         if call is not None and call.is_settled:
             return self._handle(self._found_again(call, task_id), args)
-        producer = options.pop("producer", None)
-        publication = Publication(self, task_id, producer, options, max_crashes=self._max_crashes(), call=call)
+        producer, max_crashes = options.pop("producer", None), self._max_crashes()
+        publication = publisher.Publication(self, task_id, producer, options, max_crashes=max_crashes, call=call)
         super().apply_async(args, kwargs, task_id=publication.id, producer=publication.producer, **publication.options)
-        handle = self._handle(publication.done(), args)
-        handle.ignored = publication.ignore_result
-        return handle
+        started = self._handle(publication.done(), args)
+        started.ignored = publication.ignore_result
+        return started
 
     def _found_again(self, call: Call, task_id: str | None) -> str:
         """Return the id of a child that an earlier attempt has started."""
@@ -282,16 +287,16 @@ class Workflow(_Task[P, R, C], metaclass=_DurableType):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowHandle[R]:  # noqa: N802 - Celery's name
         """Return the handle of a workflow of this task."""
-        handle: WorkflowHandle[R] = WorkflowHandle(
+        found: WorkflowHandle[R] = handle.WorkflowHandle(
             task_id, app=self.app, **{"backend": self.backend, "task_name": self.name, **kwargs}
         )
-        handle.durable_shape = self.durable_shape(None)
-        return handle
+        found.durable_shape = self.durable_shape(None)
+        return found
 
     def _handle(self, task_id: str, args: Any) -> WorkflowHandle[R]:
-        handle = self.AsyncResult(task_id)
-        handle.durable_shape = self.durable_shape(args)
-        return handle
+        found = self.AsyncResult(task_id)
+        found.durable_shape = self.durable_shape(args)
+        return found
 
     def durable_shape(self, args: Sequence[Any] | None) -> Shape | None:
         """Return what the results of a workflow with these arguments are rebuilt to."""
@@ -378,8 +383,8 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
         """Send the step to a queue, where it is a plain Celery task; one with options that Celery doesn't know warns
         once. A workflow starts it there durably, as a child: with all its options, once in all its attempts.
         """
-        if caller_of(self.name) is not None:
-            return cast("Result[R]", start_step(self, args, kwargs, **_named(more), **options))
+        if callables.caller_of(self.name) is not None:
+            return cast("Result[R]", publisher.start_step(self, args, kwargs, **_named(more), **options))
         if self._is_plain_start(options.get("task_id")):
             self._warn_of_unheeded_options()
         return cast("Result[R]", super().apply_async(args, kwargs, *more, **options))
@@ -404,7 +409,7 @@ class Step(_Task[P, R, C], metaclass=_DurableType):
     def durable_step(self) -> Callables:
         """How it is called in a workflow, and elsewhere."""
         run = super().__call__
-        return Callables(self.durable_spec, run, InlineBody(self, run, as_celery=False))
+        return callables.Callables(self.durable_spec, run, InlineBody(self, run, as_celery=False))
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Retry the task as Celery does; inline the step is tried again."""

@@ -9,6 +9,22 @@ from typing import Any
 
 from celery import bootsteps, signals
 
+# A worker begins here: all that is loaded late elsewhere is loaded now. A body's first call imports nothing, so that no
+# time limit ends in the midst of an import, and no pool process is forked while another thread holds the lock of one.
+from . import (  # noqa: F401
+    bulk,
+    delivery,
+    events,
+    health,
+    here,
+    history,
+    management,
+    messages,
+    patches,
+    timers,
+    together,
+    values,
+)
 from .envelope import HEADER
 from .installation import installed_on, registered
 from .native import check_eventlet

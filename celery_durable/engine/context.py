@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha1
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import states
 from ..config import seconds
@@ -27,12 +27,14 @@ from ..exceptions import (
     NotInWorkflow,
     OwnershipLost,
 )
-from ..serialization import Codec
-from ..shapes import Shape
-from ..store import StepRecord, Store
 from ..store.rows import Checkpoint, Claim, Fence, Standing, StoredMessage
 from .observer import Observers
 from .retry import DEFAULT_RETRIES, TryAgain, check_reason
+
+if TYPE_CHECKING:
+    from ..serialization import Codec
+    from ..shapes import Shape
+    from ..store import StepRecord, Store
 
 logger = logging.getLogger("celery_durable")
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from ..serialization import Payload
+from ..late import late
+
+if TYPE_CHECKING:
+    from .. import serialization
+    from ..serialization import Payload
+else:
+    serialization = late("serialization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +199,7 @@ class WorkflowRow:
     def of(cls, row: tuple[Any, ...]) -> WorkflowRow:
         """Build from the columns of ``by_id`` and ``matching``."""
         *facts, value, size, content_type = row
-        return cls(*(*facts, None if value is None else Payload(value, content_type), size))
+        return cls(*(*facts, _payload(value, content_type), size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +226,7 @@ class StepRow:
     def of(cls, row: tuple[Any, ...]) -> StepRow:
         """Build from the columns of ``of_workflow``."""
         key, seq, attempt, tries, ok, value, size, content_type, *rest = row
-        return cls(key, seq, attempt, tries, ok, None if value is None else Payload(value, content_type), size, *rest)
+        return cls(key, seq, attempt, tries, ok, _payload(value, content_type), size, *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,3 +299,7 @@ class Beat:
     seen: datetime
     draining: bool
     elected: bool
+
+
+def _payload(value: bytes | None, content_type: str | None) -> Payload | None:
+    return None if value is None else serialization.Payload(value, content_type)

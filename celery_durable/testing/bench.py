@@ -18,7 +18,10 @@ from celery import Celery
 from celery.app import trace
 from celery.app.task import Task
 
-from .. import states
+from .. import (
+    states,
+    worker,  # noqa: F401 - what a worker has loaded before a body runs
+)
 from ..client import CALLER_PATIENCE, row_of
 from ..envelope import HEADER, Envelope
 from ..exceptions import ConfigurationError
