@@ -21,6 +21,7 @@ from . import (  # noqa: F401
     management,
     messages,
     patches,
+    recovery,
     timers,
     together,
     values,

@@ -22,6 +22,23 @@ from celery_durable.version import __version__
 
 CHECKOUT = Path(__file__).parents[2]
 CORE = {"celery", "kombu", "psycopg", "tenacity"}
+#: What a process needs that starts or runs workflows, but none that declares them.
+_FOR_WORK = {"asyncio", "celery.worker.request", "psycopg", "tenacity"} | {
+    f"celery_durable.{room}"
+    for room in (
+        *("client", "delivery", "envelope", "handle", "health", "history", "management", "node", "outboxes"),
+        *("publisher", "recovery", "request", "serialization", "together", "worker"),
+        *("engine.gathering", "engine.loop", "engine.process", "engine.runner"),
+        *("store.connecting", "store.pool", "store.tables", "store.workflows"),
+    )
+}
+_DECLARING = """
+import sys
+from celery import Celery
+import celery_durable as durable
+app = Celery("shop", broker="memory://")
+durable.install(app, database_url="postgresql://localhost/shop")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -173,18 +190,43 @@ print("psycopg" in sys.modules, durable.sleep.__module__)
     ]
 
 
-def test_installing_loads_all() -> None:
-    """After install() no public name imports anything any more: not in a body, not under a time limit."""
-    code = """
-import sys, celery
-import celery_durable as durable
-durable.install(celery.Celery("shop", broker="memory://"), database_url="postgresql://localhost/shop")
+def test_declaring_loads_nothing_that_runs_workflows() -> None:
+    """A module with a workflow brings no database driver, no event loop, no worker, and none of our rooms for them."""
+    code = f"""
+{_DECLARING}
+@app.task(base=durable.Workflow)
+def fulfil(): pass
+app.finalize()
+print(sorted({_FOR_WORK} & set(sys.modules)))
+"""
+    assert _run(code) == "[]\n"
+
+
+def test_worker_loads_all() -> None:
+    """Once a worker has its bootsteps, nothing is loaded late any more: not in a body, not under a time limit."""
+    code = f"""
+{_DECLARING}
+from importlib import import_module
+from celery_durable import late, store
+from kombu.utils.imports import symbol_by_name
+steps = [symbol_by_name(name) for name in app.steps["worker"]]
 before = set(sys.modules)
-for name in durable.__all__:
-    getattr(durable, name)
+ours = [module for name, module in list(sys.modules.items()) if name.startswith("celery_durable")]
+rooms = [value._module for module in ours for value in vars(module).values() if isinstance(value, late._Late)]
+assert steps and len(rooms) > 5
+for name in rooms:
+    import_module(name)
+for house in (durable, store):
+    for name in house.__all__:
+        getattr(house, name)
 print(sorted(set(sys.modules) - before))
 """
     assert _run(code) == "[]\n"
+
+
+def test_bench_loads_all() -> None:
+    """The test kit's bench, which runs bodies in a worker's place, has loaded what a worker has."""
+    assert _run("import sys, celery_durable.testing.bench; print('celery_durable.worker' in sys.modules)") == "True\n"
 
 
 def test_star_brings_every_public_name() -> None:
