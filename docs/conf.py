@@ -34,7 +34,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|datetime|logging|os|typing|uuid)\..*"),
     ("py:.*", r"(billiard|celery|kombu|opentelemetry|prometheus_client)\..*"),
     # Names in signatures that are no part of the interface.
-    ("py:.*", r"(celery_durable\.\w+\.)?([PRC]|Awaited|InlineStep|Result|_Makes\w+)"),
+    ("py:.*", r"(celery_durable\.\w+\.)?(P\.(kw)?args|[PRC]|Awaited|InlineStep|Result|_Makes\w+)"),
     ("py:class", r"celery_durable\.(here\.TaskStep|engine\.context\.PlainStep|store\.rows\.Checkpoint)"),
     ("py:class", r"celery_durable\.testing\.(bench\.Bench|history\.Kept|runs\.WithStepsDone)"),
 ]
