@@ -202,7 +202,7 @@ def status_of(installation: Installation, row: WorkflowRow) -> WorkflowStatus:
     """Return a workflow as callers see it."""
     args, kwargs = arguments_of(installation, row)
     result, error = outcome_of(installation, row)
-    same = {name: getattr(row, name) for name in WorkflowStatus.__slots__ if name in WorkflowRow.__slots__}
+    same = {name: getattr(row, name) for name in WorkflowStatus.__slots__ if name in WorkflowRow._fields}
     return WorkflowStatus(**same, args=args, kwargs=kwargs, result=result, error=error)
 
 

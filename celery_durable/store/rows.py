@@ -72,8 +72,7 @@ class Standing:
     settled: Checkpoint | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What has become of a wait: an outcome, or the seconds after which it has one at the latest."""
 
     standing: Standing
@@ -94,8 +93,7 @@ class Wakers:
         return Wakers(self.topics | other.topics, {**self.waits, **other.waits})
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(NamedTuple):
     """What has become of the start of a workflow."""
 
     #: It is born by this statement.
@@ -106,8 +104,7 @@ class Published:
     holder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChildStart:
+class ChildStart(NamedTuple):
     """What has become of the start of a child."""
 
     standing: Standing
@@ -121,8 +118,7 @@ class ChildStart:
     published_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """A workflow as one node sees it."""
 
     name: str
@@ -138,8 +134,7 @@ class Look:
     born: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
+class StoredMessage(NamedTuple):
     """A workflow's message, to be sent (again)."""
 
     workflow_id: str
@@ -151,8 +146,7 @@ class StoredMessage:
     content_encoding: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredOutcome:
+class StoredOutcome(NamedTuple):
     """What a finished workflow ended with."""
 
     state: str
@@ -160,8 +154,7 @@ class StoredOutcome:
     payload: Payload
 
 
-@dataclass(frozen=True, slots=True)
-class WorkflowRow:
+class WorkflowRow(NamedTuple):
     """One workflow with its message's body and its outcome."""
 
     id: str
@@ -202,8 +195,7 @@ class WorkflowRow:
         return cls(*(*facts, _payload(value, content_type), size))
 
 
-@dataclass(frozen=True, slots=True)
-class StepRow:
+class StepRow(NamedTuple):
     """One step of a workflow as it stands."""
 
     key: str
@@ -229,8 +221,7 @@ class StepRow:
         return cls(key, seq, attempt, tries, ok, _payload(value, content_type), size, *rest)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRow:
+class AttemptRow(NamedTuple):
     """An attempt that has ended."""
 
     attempt: int
@@ -241,8 +232,7 @@ class AttemptRow:
     ending: str
 
 
-@dataclass(frozen=True, slots=True)
-class MessageRow:
+class MessageRow(NamedTuple):
     """A message that was sent to a workflow."""
 
     seq: int
@@ -255,8 +245,7 @@ class MessageRow:
     taken_by: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRow:
+class NodeRow(NamedTuple):
     """A worker's main process."""
 
     id: str
@@ -269,8 +258,7 @@ class NodeRow:
     running: int
 
 
-@dataclass(frozen=True, slots=True)
-class SweepRow:
+class SweepRow(NamedTuple):
     """The last sweep of one kind of sweeper."""
 
     sweeper: str
@@ -280,8 +268,7 @@ class SweepRow:
     age: float
 
 
-@dataclass(frozen=True, slots=True)
-class Standings:
+class Standings(NamedTuple):
     """How all of it stands; ages are in seconds."""
 
     now: datetime
@@ -292,8 +279,7 @@ class Standings:
     claim_lag: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(NamedTuple):
     """The database's answer to a heartbeat."""
 
     seen: datetime
