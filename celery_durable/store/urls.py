@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:
     connecting = late("store.connecting")
 
-#: A URL in which nothing is quoted, listed or added: libpq, and so ``where``, takes each of these.
+#: A URL in which nothing is quoted, listed or added: libpq, and so ``where``, takes each of them.
 _PLAINEST = re.compile(r"postgres(ql)?://([\w.~-]+(:[\w.~-]+)?@)?[\w.-]+(:\d+)?/[\w.~-]+", re.ASCII)
 
 
@@ -22,5 +22,5 @@ def check_url(url: str) -> None:
     libpq says so, but it takes as long to load as all that an app needs to declare its tasks: it isn't asked for a URL
     that leaves it no choice.
     """
-    if _PLAINEST.fullmatch(url) is None:
+    if not url or _PLAINEST.fullmatch(url) is None:
         connecting.where(url)
