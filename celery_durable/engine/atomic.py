@@ -9,13 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import DatabaseUnavailable
-from ..store import Conflict, Place
-from ..store.markers import Mark, Markers
+from ..late import late
 from .context import WHILE_ALIVE, logger
 from .retry import Ended
 
 if TYPE_CHECKING:
+    from .. import store
+    from ..store import Place, markers
+    from ..store.markers import Mark, Markers
     from .step import Body, Call
+else:
+    store, markers = late("store"), late("store.markers")
 
 #: How often an atomic step runs again because of other transactions before that is its error.
 MOST_CONFLICTS = 20
@@ -51,7 +55,7 @@ def _called(call: Call, once: Callable[[], Ended], find: Callable[[], Ended | No
             call.attempt.look()
         try:
             return once()
-        except Conflict as conflict:
+        except store.Conflict as conflict:
             logger.info("%s runs again after a conflict: %s", call, conflict)
             last = conflict.error
             time.sleep(random.uniform(0, LONGEST_YIELD))  # noqa: S311 - lets the other one go first
@@ -158,4 +162,4 @@ class _Elsewhere:
     def _mark(self) -> Mark:
         """Look at our fence, and return what this attempt writes there."""
         self._attempt.look()
-        return Mark(self._attempt.fence, self._attempt.born, self._call.key)
+        return markers.Mark(self._attempt.fence, self._attempt.born, self._call.key)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import CoroutineType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import states
 from ..exceptions import (
@@ -26,8 +26,7 @@ from ..exceptions import (
 )
 from ..serialization import Codec, Payload, fingerprint, is_kept_exactly
 from ..shapes import Shape
-from ..store import Place, StepRecord
-from ..store.rows import Checkpoint, Standing
+from ..store.rows import Checkpoint, Standing, StepRecord
 from ..text import call_repr
 from .atomic import call_atomically
 from .context import WHILE_ALIVE, Attempt, RunningStep, boot_time, logger, running_step
@@ -36,6 +35,9 @@ from .observer import StepReport
 from .retry import Ended, RetryPolicy, TryAgain, asked_in, tried_again
 from .waiting import IN_THREAD, Waiting, complete
 from .watch import watching
+
+if TYPE_CHECKING:
+    from ..store import Place
 
 T = TypeVar("T")
 Body = Callable[..., Any]

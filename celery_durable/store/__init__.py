@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoints import StepRecord
     from .connecting import Url
     from .host import Host, HostTransaction, Place, PsycopgHost
     from .lists import Filters
     from .messages import Letter
     from .nodes import NodeFacts
     from .outgoing import Listener, Outgoing
+    from .rows import StepRecord
     from .tables import Store
     from .transaction import Conflict
     from .urls import check_url
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 #: The module of each name, as the imports above have it.
 _MODULES = {
-    "checkpoints": ("StepRecord",),
     "connecting": ("Url",),
     "host": ("Host", "HostTransaction", "Place", "PsycopgHost"),
     "lists": ("Filters",),
     "messages": ("Letter",),
     "nodes": ("NodeFacts",),
     "outgoing": ("Listener", "Outgoing"),
+    "rows": ("StepRecord",),
     "tables": ("Store",),
     "transaction": ("Conflict",),
     "urls": ("check_url",),

@@ -8,12 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from ..serialization import Payload
-from .checkpoints import StepRecord
 from .executing import Statement
 from .messages import found_of, of_record
 from .pool import Database
 from .queries import Queries
-from .rows import Fence, Found, Standing, StoredMessage
+from .rows import Fence, Found, Standing, StepRecord, StoredMessage
 
 
 @dataclass(frozen=True, slots=True)

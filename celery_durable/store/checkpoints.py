@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from psycopg import errors
 
@@ -14,24 +14,8 @@ from ..serialization import Payload
 from .host import Hosted, Place, hosted, sqlstate_of
 from .pool import Database
 from .queries import Queries
-from .rows import Checkpoint, Fence, Standing, StepRow
+from .rows import Checkpoint, Fence, Standing, StepRecord, StepRow
 from .transaction import OVERDUE, Transaction
-
-
-class StepRecord(NamedTuple):
-    """What a checkpoint statement writes about one step."""
-
-    key: str
-    seq: int
-    tries: int
-    args: str | None
-    fingerprint: bytes | None
-    errors: bytes | None
-    ok: bool | None = None
-    payload: Payload | None = None
-    #: Seconds that the last try took.
-    took: float = 0.0
-
 
 #: Bytes: more than a value can have.
 ANY_SIZE = 2**40

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..serialization import Payload
-from .checkpoints import ANY_SIZE, StepRecord
+from .checkpoints import ANY_SIZE
 from .executing import Statement
 from .messages import found_of, of_record
 from .pool import Database
 from .queries import Queries
-from .rows import Fence, Found, Standing, StoredMessage
+from .rows import Fence, Found, Standing, StepRecord, StoredMessage
 
 
 class Events:

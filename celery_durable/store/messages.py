@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..serialization import Payload
-from .checkpoints import ANY_SIZE, StepRecord
+from .checkpoints import ANY_SIZE
 from .outgoing import Outgoing
 from .pool import Database
 from .queries import Queries
-from .rows import Checkpoint, Fence, Found, MessageRow, Standing, StoredMessage
+from .rows import Checkpoint, Fence, Found, MessageRow, Standing, StepRecord, StoredMessage
 
 
 @dataclass(frozen=True, slots=True)

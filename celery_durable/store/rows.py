@@ -1,4 +1,4 @@
-"""What the store returns, as frozen values."""
+"""What the store returns, and what it writes of a step, as frozen values."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ class Checkpoint(NamedTuple):
     spent: bool = False
     #: The workflow that it has started, or awaited.
     child_id: str | None = None
+
+
+class StepRecord(NamedTuple):
+    """What a checkpoint statement writes about one step."""
+
+    key: str
+    seq: int
+    tries: int
+    args: str | None
+    fingerprint: bytes | None
+    errors: bytes | None
+    ok: bool | None = None
+    payload: Payload | None = None
+    #: Seconds that the last try took.
+    took: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from psycopg import errors
 
 from ..exceptions import WorkflowConflict
 from ..serialization import Payload
-from .checkpoints import ANY_SIZE, StepRecord
+from .checkpoints import ANY_SIZE
 from .executing import Statement
 from .outgoing import Outgoing, Taken
 from .pool import Database
@@ -28,6 +28,7 @@ from .rows import (
     Look,
     Published,
     Standing,
+    StepRecord,
     StoredMessage,
     StoredOutcome,
     Wakers,

@@ -202,6 +202,19 @@ print(sorted({_FOR_WORK} & set(sys.modules)))
     assert _run(code) == "[]\n"
 
 
+def test_declaring_a_step_loads_no_database() -> None:
+    """A module with a step brings what keeps a step's policies and values, and nothing that speaks Postgres."""
+    code = f"""
+{_DECLARING}
+@app.task(base=durable.Step, max_retries=3, atomic=True)
+def charge(): pass
+app.finalize()
+assert app.tasks[charge.name].durable_spec.atomic
+print(sorted({_FOR_WORK - {"celery_durable.serialization"}} & set(sys.modules)))
+"""
+    assert _run(code) == "[]\n"
+
+
 def test_worker_loads_all() -> None:
     """Once a worker has its bootsteps, nothing is loaded late any more: not in a body, not under a time limit."""
     code = f"""
