@@ -1,11 +1,13 @@
 -- name: register
 -- A workflow is to be told when others end, or publish an event. Committed before it looks for the last time: whoever
 -- commits what it awaits looks for these rows afterwards, so one of the two sees the other.
+WITH run AS (
+    SELECT id, state FROM {schema}.workflow WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s FOR KEY SHARE
+)
 INSERT INTO {schema}.awaiting (target, event, waiter, wait)
-SELECT r.target, %(event)s, w.id, r.wait
-FROM (SELECT id FROM {schema}.workflow WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s
-      AND state = 'RUNNING' FOR KEY SHARE) AS w,
-    unnest(%(targets)s::text[], %(waits)s::text[]) AS r (target, wait)
+SELECT r.target, %(event)s, run.id, r.wait
+FROM run, unnest(%(targets)s::text[], %(waits)s::text[]) AS r (target, wait)
+WHERE run.state = 'RUNNING'
 ON CONFLICT DO NOTHING
 
 -- name: settle
@@ -84,13 +86,15 @@ DELETE FROM {schema}.awaiting WHERE waiter = %(id)s AND wait = %(wait)s
 
 -- name: notify
 -- Wake those that await the end, or an event, of these workflows. One that awaits several is woken by the last of them.
--- Only several waiters are locked before their UPDATE, for their order: see `send`.
+-- Only several waiters are locked before their UPDATE, for their order: see `send`. Most often there is one target and
+-- nobody awaits it. The planner doesn't see how many there are, or it would make a new plan each time; and what has come
+-- is asked in subselects and no joins, for which it may well read whole tables.
 WITH come AS MATERIALIZED (
-    SELECT a.target, a.event, a.waiter, a.wait FROM {schema}.awaiting a JOIN {schema}.workflow t ON t.id = a.target
-    WHERE a.target = ANY(%(targets)s::text[])
-    AND (t.finished_at IS NOT NULL
-         OR EXISTS (SELECT FROM {schema}.event e WHERE e.workflow = a.target AND e.key = a.event))
-    ORDER BY a.target, a.event, a.waiter, a.wait FOR UPDATE OF a
+    SELECT a.target, a.event, a.waiter, a.wait FROM {schema}.awaiting a
+    WHERE a.target = ANY((SELECT %(targets)s::text[])::text[])
+    AND ((SELECT t.finished_at IS NOT NULL FROM {schema}.workflow t WHERE t.id = a.target)
+         OR (SELECT true FROM {schema}.event e WHERE e.workflow = a.target AND e.key = a.event))
+    ORDER BY a.target, a.event, a.waiter, a.wait FOR UPDATE
 ), told AS (
     DELETE FROM {schema}.awaiting a USING come
     WHERE a.target = come.target AND a.event = come.event AND a.waiter = come.waiter AND a.wait = come.wait

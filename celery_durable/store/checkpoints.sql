@@ -1,9 +1,10 @@
 -- name: save
 -- A step, fast: fence, drain flag, deadline and checkpoint in one statement. It writes only if all is well;
--- no row, or a unique violation, asks for save_slow.
+-- no row, or a unique violation, asks for save_slow. The state stands behind the lock: beside the id, the planner may
+-- well read the index of all that run.
 WITH run AS (
-    SELECT w.id FROM {schema}.workflow w JOIN {schema}.node n ON n.id = w.node AND NOT n.draining
-    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state = 'RUNNING'
+    SELECT w.id, w.state FROM {schema}.workflow w JOIN {schema}.node n ON n.id = w.node AND NOT n.draining
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s
     AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
     FOR KEY SHARE OF w
 )
@@ -11,7 +12,7 @@ INSERT INTO {schema}.checkpoint
     (workflow, key, seq, attempt, tries, ok, value, content_type, args, fingerprint, errors, started_at, at)
 SELECT run.id, %(key)s, %(seq)s, %(attempt)s, %(tries)s, %(ok)s, %(value)s, %(content_type)s, %(args)s, %(fingerprint)s,
     %(errors)s, clock_timestamp() - make_interval(secs => %(took)s), clock_timestamp()
-FROM run
+FROM run WHERE run.state = 'RUNNING'
 
 -- name: save_slow
 -- A step, slow: record if the token matches, while it runs and when it was cancelled (and perhaps resumed) meanwhile;
@@ -43,8 +44,8 @@ FROM run LEFT JOIN {schema}.checkpoint p
 -- name: save_many
 -- Steps that are ready together, fast: as save, all of them or none.
 WITH run AS (
-    SELECT w.id FROM {schema}.workflow w JOIN {schema}.node n ON n.id = w.node AND NOT n.draining
-    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s AND w.state = 'RUNNING'
+    SELECT w.id, w.state FROM {schema}.workflow w JOIN {schema}.node n ON n.id = w.node AND NOT n.draining
+    WHERE w.id = %(id)s AND w.attempt = %(attempt)s AND w.token = %(token)s
     AND (w.deadline IS NULL OR w.deadline > clock_timestamp())
     FOR KEY SHARE OF w
 )
@@ -55,6 +56,7 @@ SELECT run.id, r.key, r.seq, %(attempt)s, r.tries, r.ok, r.value, r.content_type
 FROM run, unnest(%(keys)s::text[], %(seqs)s::integer[], %(triess)s::integer[], %(oks)s::boolean[], %(values)s::bytea[],
     %(content_types)s::text[], %(argss)s::text[], %(fingerprints)s::bytea[], %(errorss)s::bytea[], %(tooks)s::float8[])
     AS r (key, seq, tries, ok, value, content_type, args, fingerprint, errors, took)
+WHERE run.state = 'RUNNING'
 
 -- name: bound
 -- From here on a worker that hangs loses its transaction, and with it the lock on its workflow. What the step has

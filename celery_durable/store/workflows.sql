@@ -117,9 +117,10 @@ SELECT run.state, run.draining, run.late, (SELECT name FROM taken), saved.child_
 FROM run LEFT JOIN saved ON true
 
 -- name: unsent
--- Its message couldn't be sent: recovery sends it as soon as it can.
+-- Its message couldn't be sent: recovery sends it as soon as it can. Only what is enqueued has such a time; its state,
+-- beside the id, might lead through all that is enqueued.
 UPDATE {schema}.workflow SET publish_at = clock_timestamp(), published_at = NULL
-WHERE id = ANY(%(ids)s) AND state = 'ENQUEUED'
+WHERE id = ANY(%(ids)s) AND publish_at IS NOT NULL
 
 -- name: leave_to_others
 -- A worker that hasn't got their task has taken these messages. None is lost, for each of them has come: they are sent
@@ -142,15 +143,16 @@ FROM waiting WHERE w.id = waiting.id
 -- One that was resumed belongs to its last owner until that has released it. If that is gone, this statement only takes
 -- it away, and waits for a checkpoint of it that is on its way; the next claim, whose snapshot has that, gets it.
 WITH seen AS MATERIALIZED (
-    SELECT attempt FROM {schema}.workflow WHERE id = %(id)s
+    SELECT attempt, state FROM {schema}.workflow WHERE id = %(id)s
 ), orphaned AS (
-    SELECT w.id FROM {schema}.workflow w
-    WHERE w.id = %(id)s AND w.state = 'ENQUEUED' AND w.node IS NOT NULL
+    SELECT w.id, w.state FROM {schema}.workflow w
+    WHERE w.id = %(id)s AND (SELECT state FROM seen) = 'ENQUEUED' AND w.node IS NOT NULL
     AND NOT EXISTS (SELECT FROM {schema}.node o WHERE o.id = w.node AND o.seen > clock_timestamp() - o.lease
                     AND (w.claimed_at < o.as_of AND w.id <> ALL (o.active)) IS NOT TRUE)
     FOR UPDATE
 ), freed AS (
-    UPDATE {schema}.workflow w SET node = NULL, token = NULL FROM orphaned WHERE w.id = orphaned.id
+    UPDATE {schema}.workflow w SET node = NULL, token = NULL
+    FROM orphaned WHERE w.id = orphaned.id AND orphaned.state = 'ENQUEUED'
 ), run AS (
     UPDATE {schema}.workflow w
     SET state = 'RUNNING', attempt = w.attempt + (w.state = 'ENQUEUED')::int, token = %(token)s, node = %(node)s,
@@ -187,17 +189,18 @@ SELECT w.name, w.state, w.retries, coalesce(w.token = %(token)s AND w.attempt = 
 FROM {schema}.workflow w WHERE w.id = %(id)s
 
 -- name: finish
--- An attempt ends with an outcome. The lock waits for a checkpoint of this attempt that is still on its way.
+-- An attempt ends with an outcome. The lock waits for a checkpoint of this attempt that is still on its way. Here and
+-- below the state stands behind it: see `save`.
 WITH own AS (
-    SELECT id FROM {schema}.workflow
-    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    SELECT id, state FROM {schema}.workflow
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s
     AND (deadline IS NULL OR deadline > clock_timestamp())
     FOR UPDATE
 ), done AS (
     UPDATE {schema}.workflow w
     SET state = %(state)s, finished_at = clock_timestamp(), dispatched = %(dispatched)s, error = %(error)s,
         node = CASE WHEN %(dispatched)s THEN NULL ELSE w.node END
-    FROM own WHERE w.id = own.id
+    FROM own WHERE w.id = own.id AND own.state = 'RUNNING'
     RETURNING w.id, w.root_id
 ), compensated AS (
     INSERT INTO {schema}.workflow (id, name, queue, state, max_crashes, timeout, parent_id, root_id, publish_at)
@@ -223,11 +226,11 @@ RETURNING true
 WITH seen AS MATERIALIZED (
     SELECT signal FROM {schema}.workflow WHERE id = %(id)s
 ), own AS (
-    SELECT id, signal, node, worker, claimed_at,
+    SELECT id, state, signal, node, worker, claimed_at,
         EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
                 AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow
-    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s
     FOR UPDATE
 ), missing AS MATERIALIZED (
     SELECT min((SELECT count(*) FROM {schema}.awaiting a WHERE a.waiter = %(id)s AND a.wait = n.wait) - n.spare)::integer
@@ -246,7 +249,7 @@ WITH seen AS MATERIALIZED (
         awaits = missing.awaits, topics = %(topics)s::text[],
         publish_at = CASE WHEN arrived.already THEN clock_timestamp() + make_interval(secs => %(republish_after)s) END,
         published_at = CASE WHEN arrived.already THEN clock_timestamp() END
-    FROM own, seen, missing, arrived WHERE w.id = own.id AND own.signal = seen.signal
+    FROM own, seen, missing, arrived WHERE w.id = own.id AND own.state = 'RUNNING' AND own.signal = seen.signal
     RETURNING w.id, w.state, w.published_at, w.attempt
 ), noted AS (
     INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
@@ -256,22 +259,23 @@ WITH seen AS MATERIALIZED (
 SELECT freed.state, i.workflow, freed.published_at, freed.attempt, i.envelope, i.body, i.content_type, i.content_encoding
 FROM own LEFT JOIN freed ON freed.id = own.id
 LEFT JOIN {schema}.input i ON i.workflow = freed.id AND freed.state = 'ENQUEUED'
+WHERE own.state = 'RUNNING'
 
 -- name: release
 -- An attempt is handed over: enqueued again, its message sent by the one who releases it.
 WITH own AS (
-    SELECT id, node, worker, claimed_at,
+    SELECT id, state, node, worker, claimed_at,
         EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
                 AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow
-    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s
     FOR UPDATE
 ), freed AS (
     UPDATE {schema}.workflow w
     SET state = 'ENQUEUED', node = NULL, token = NULL,
         crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END, published_at = clock_timestamp(),
         publish_at = clock_timestamp() + make_interval(secs => %(republish_after)s)
-    FROM own WHERE w.id = own.id
+    FROM own WHERE w.id = own.id AND own.state = 'RUNNING'
     RETURNING w.id, w.published_at, w.attempt
 ), noted AS (
     INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
@@ -284,18 +288,18 @@ FROM freed JOIN {schema}.input i ON i.workflow = freed.id
 -- name: again
 -- An attempt ends by Celery's own retry: its new message replaces the old one, its failed steps run anew.
 WITH own AS (
-    SELECT id, node, worker, claimed_at,
+    SELECT id, state, node, worker, claimed_at,
         EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.workflow = %(id)s AND c.attempt = %(attempt)s
                 AND c.ok IS NOT NULL) AS moved
     FROM {schema}.workflow
-    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s AND state = 'RUNNING'
+    WHERE id = %(id)s AND attempt = %(attempt)s AND token = %(token)s
     FOR UPDATE
 ), freed AS (
     UPDATE {schema}.workflow w
     SET state = 'SUSPENDED', node = NULL, token = NULL, retries = %(retries)s,
         crashes = CASE WHEN own.moved THEN 0 ELSE w.crashes END, waiting_for = 'retry',
         wake_at = clock_timestamp() + make_interval(secs => %(seconds)s)
-    FROM own WHERE w.id = own.id
+    FROM own WHERE w.id = own.id AND own.state = 'RUNNING'
     RETURNING w.id, w.attempt
 ), noted AS (
     INSERT INTO {schema}.attempt (workflow, attempt, node, worker, began_at, ended_at, ending)
@@ -436,11 +440,12 @@ SELECT w.id, w.published_at, w.attempt, i.envelope, i.body, i.content_type, i.co
 FROM {schema}.workflow w JOIN {schema}.input i ON i.workflow = w.id WHERE w.id = ANY(%(ids)s::text[])
 
 -- name: expired
--- A workflow that wasn't started before Celery's `expires` ends; whoever found that delivers this outcome.
+-- A workflow that wasn't started before Celery's `expires` ends; whoever found that delivers this outcome. That it is
+-- enqueued is said as in `unsent`.
 WITH ended AS (
     UPDATE {schema}.workflow SET state = 'CANCELLED', finished_at = clock_timestamp(), dispatched = false,
         publish_at = NULL, published_at = NULL
-    WHERE id = ANY(%(ids)s::text[]) AND state = 'ENQUEUED' AND attempt = 0
+    WHERE id = ANY(%(ids)s::text[]) AND publish_at IS NOT NULL AND attempt = 0
     RETURNING id, root_id
 ), told AS (
     INSERT INTO {schema}.output (workflow, ok, value) SELECT id, false, %(verdict)s FROM ended

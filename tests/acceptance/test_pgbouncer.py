@@ -63,7 +63,7 @@ def test_everything_works_through_kills_of_both(site: Site, pgbouncer: Pgbouncer
 #: Settings that somebody has made for the session, of those that we have an opinion of.
 SETTINGS = (
     "pg_settings WHERE source = 'session'"
-    " AND name IN ('default_transaction_isolation', 'lock_timeout', 'statement_timeout')"
+    " AND name IN ('default_transaction_isolation', 'lock_timeout', 'statement_timeout', 'enable_seqscan', 'jit')"
 )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import psycopg
 import pytest
 
+from celery_durable.store.executing import Direct
 from celery_durable.store.migrate import migrate
 from celery_durable.store.queries import Queries
 from tests.fixtures.fix_postgres import Sql, _new_database
@@ -291,6 +292,68 @@ def test_a_sweep_reads_only_what_is_due(full: Sql, name: str) -> None:
     for node in explain(full, "workflows", name, SWEEP):
         if node.get("Relation Name") == "workflow":
             assert node.get("Rows Removed by Filter", 0) == 0
+
+
+#: Statements about one workflow, which every workflow makes.
+OF_ONE = [
+    ("workflows", "publish"), ("workflows", "claim"), ("checkpoints", "save"), ("checkpoints", "save_many"),
+    ("checkpoints", "save_slow"), ("checkpoints", "save_try"), ("awaits", "register"), ("awaits", "settle"),
+    ("awaits", "sleep"), ("awaits", "notify"), ("workflows", "suspend"), ("workflows", "release"),
+    ("workflows", "again"), ("workflows", "finish"), ("workflows", "unsent"), ("workflows", "expired"),
+]  # fmt: skip
+OF_ALL = [each for each in OF_ONE if each[1] in ("publish", "claim", "save", "finish", "notify")]
+#: What the planner doesn't know of yet.
+BURST = f"""
+INSERT INTO celery_durable.node SELECT '{NODE}', 'worker', 1, clock_timestamp(), '15 s', clock_timestamp(),
+    clock_timestamp() - interval '1 h', clock_timestamp(), '{{}}', '{{}}', false, true;
+INSERT INTO celery_durable.workflow
+    (id, name, queue, state, max_crashes, attempt, node, token, claimed_at, publish_at, published_at)
+SELECT s.state || n, 'order', 'celery', s.state, 3, 1, CASE WHEN s.state = 'RUNNING' THEN '{NODE}'::uuid END,
+    CASE WHEN s.state = 'RUNNING' THEN '{FENCE["token"]}'::uuid END, clock_timestamp(),
+    CASE WHEN s.state = 'ENQUEUED' THEN clock_timestamp() END, clock_timestamp()
+FROM generate_series(1, {ACTIVE}) n, (VALUES ('ENQUEUED'), ('RUNNING')) s (state)
+"""
+
+
+@pytest.fixture(scope="module", params=["a long past", "no past"])
+def burst(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[Sql]:
+    """Workflows that have come since the statistics were made: then nothing was active, or there was nothing at all."""
+    with _new_database(postgres_server, "template0") as url:
+        migrate(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            # As every session of ours has it.
+            connection.execute(f"ALTER DATABASE {connection.info.dbname} SET enable_seqscan = off".encode())
+        with closing(Sql(url)) as sql:
+            sql.execute("ALTER TABLE celery_durable.workflow SET (autovacuum_enabled = false)")
+            if request.param == "a long past":
+                sql.execute(ALL_FINISHED)
+            sql.execute("VACUUM ANALYZE celery_durable.workflow")
+            for statement in BURST.split(";\n"):
+                sql.execute(statement)
+            yield sql
+
+
+@pytest.mark.parametrize(("table", "name"), OF_ONE, ids=lambda part: part)
+def test_a_statement_of_one_workflow_reads_no_others(burst: Sql, table: str, name: str) -> None:
+    """However many are enqueued or run, and however few that were when the plan was made."""
+    params = {**STATEMENTS[table, name]} if name != "notify" else {"targets": ["RUNNING7"], "republish_after": 60.0}
+    for node in explain(burst, table, name, params, uses=10):
+        if node.get("Relation Name") == "workflow" and "Scan" in node["Node Type"]:
+            read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            assert read <= 2, f"{name} reads {read} workflows"
+
+
+@pytest.mark.parametrize(("table", "name"), OF_ALL, ids=lambda part: part)
+def test_what_every_workflow_needs_is_planned_once(burst: Sql, table: str, name: str) -> None:
+    """To plan it takes longer than to execute it."""
+    with psycopg.connect(burst.connection.info.dsn) as connection:
+        executor = Direct(connection)
+        for _ in range(20):
+            with suppress(psycopg.errors.UniqueViolation):
+                executor.run(Queries(f"{table}.sql", "celery_durable")[name], STATEMENTS[table, name])
+            connection.rollback()
+        ((planned,),) = connection.execute("SELECT custom_plans FROM pg_prepared_statements").fetchall()
+    assert planned <= 5
 
 
 def test_pruning_asks_for_each_parent(postgres_server: str) -> None:

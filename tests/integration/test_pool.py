@@ -223,6 +223,15 @@ def test_no_limit_of_others_holds_for_our_statements(database_url: str, sql: Sql
     store.close()
 
 
+def test_our_statements_keep_to_their_indexes(database_url: str, sql: Sql) -> None:
+    """A plan of a small table is kept when that has grown; what is lent is planned as the app has it."""
+    store = shared(database_url)
+    with store._database._connections.lease() as ours, store._database._lent.lease() as lent:
+        assert [shown(ours, name) for name in ("enable_seqscan", "jit")] == ["off", "off"]
+        assert [shown(lent, name) for name in ("enable_seqscan", "jit")] == ["on", sql.value("SHOW jit")]
+    store.close()
+
+
 def test_a_session_that_began_read_only_is_not_used_again(database_url: str, sql: Sql) -> None:
     """It would be so still when the database has become writable."""
     set_for_all(sql, default_transaction_read_only="on")
