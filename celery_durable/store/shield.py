@@ -7,6 +7,8 @@ signal mask wouldn't do: another thread takes the signal, and Python runs the ha
 
 from __future__ import annotations
 
+# What the functions of `signal` call. Those make enumerations of what goes in and out, at ten times the price.
+import _signal  # type: ignore[import-not-found]
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -53,7 +55,7 @@ def _deferred() -> Iterator[None]:
         yield
     finally:
         for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+            _signal.signal(signum, handler)
         for signum in reversed(_DEFERRED):
             if signum in arrived:
                 handlers[signum](signum, arrived[signum])
@@ -61,7 +63,7 @@ def _deferred() -> Iterator[None]:
 
 def _replace_handlers(handlers: dict[int, _Handler], note: _Handler) -> None:
     for signum in _DEFERRED:
-        handler = signal.getsignal(signum)
+        handler = _signal.getsignal(signum)
         if callable(handler):
             handlers[signum] = handler
-            signal.signal(signum, note)
+            _signal.signal(signum, note)

@@ -14,7 +14,7 @@ _UNTOLD = ("Index Searches:", "Sort Method:", "Storage:")
 
 
 def plans(full: Sql) -> dict[str, str]:
-    """Return the plan of each of them as text, as in our sessions; the node of the workflow that they are about lives."""
+    """Return each plan as text, as our sessions have it; the node of the workflow that they are about lives."""
     full.execute(f"ALTER DATABASE {full.connection.info.dbname} SET enable_seqscan = off")
     full.execute("UPDATE celery_durable.node SET seen = clock_timestamp(), lease = '1 h'")
     return {name: _plan(full, table, name) for table, name in SHOWN}
