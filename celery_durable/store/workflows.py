@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -149,15 +148,15 @@ class Workflows:
     def claim(
         self, workflow_id: str, name: str, token: UUID, node: UUID, *, retries: int, patience: float
     ) -> Claim | None:
-        """Take an enqueued workflow, with its history; None if it can't be had (``look`` says why).
+        """Take an enqueued workflow, with its history in no order; None if it can't be had (``look`` says why).
 
         ``retries`` is what the message says: only the latest message of a workflow can claim it.
         """
         rows = self._run("claim", patience, id=workflow_id, name=name, token=token, node=node, retries=retries)
         if not rows:
             return None
-        attempt, crashes, now, deadline_in = rows[0][-4:]
-        history = {row[0]: _checkpoint(*row) for row in islice(rows, 1, None)}
+        attempt, crashes, now, deadline_in = next(row[-4:] for row in rows if row[0] is None)
+        history = {row[0]: _checkpoint(*row) for row in rows if row[0] is not None}
         return Claim(Fence(workflow_id, attempt, token, node), crashes, now, deadline_in, history)
 
     def look(self, fence: Fence, *, patience: float) -> Look | None:

@@ -177,7 +177,6 @@ SELECT c.key, c.seq, c.tries, c.ok, c.value, c.content_type, c.args, c.fingerpri
     c.errors, extract(epoch FROM c.wake_at - clock_timestamp())::float8, c.overran, c.spent, c.child_id,
     NULL, NULL, NULL, NULL
 FROM run JOIN {schema}.checkpoint c ON c.workflow = run.id
-ORDER BY seq NULLS FIRST
 
 -- name: look
 -- How a workflow stands, as one attempt on one node sees it.
