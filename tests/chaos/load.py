@@ -59,11 +59,14 @@ class Load:
         self._lock = threading.Lock()
         self._unread: list[Started] = []
         self._unfinished, self._counted_at = 0, 0.0
+        #: Nothing is started any more, so that nobody will wait for more messages.
+        self._all_started = threading.Event()
         jobs = [self._start_some, self._start_some, self._start_some, self._talk, self._talk, self._steer]
         self._threads = [
             threading.Thread(target=self._guarded, args=(job, random.Random(f"{self.seed} {n}")), daemon=True)
             for n, job in enumerate(jobs)
         ]
+        self._talkers = [thread for thread, job in zip(self._threads, jobs, strict=True) if job == self._talk]
 
     def begin(self) -> None:
         """Let the users do their work from now on."""
@@ -73,7 +76,12 @@ class Load:
     def end(self) -> None:
         """Start nothing more, and return when every message is sent."""
         self._stop.set()
-        for thread in self._threads:
+        self._join([each for each in self._threads if each not in self._talkers])
+        self._all_started.set()
+        self._join(self._talkers)
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        for thread in threads:
             thread.join(120)
             if thread.is_alive():
                 self.errors.append(f"a user's call hangs: {thread.name}")
@@ -169,7 +177,7 @@ class Load:
                 listener = self._unread.pop(0) if self._unread else None
             if listener is not None:
                 self._send_all(listener, dice)
-            elif self._stop.wait(0.1):
+            elif self._all_started.wait(0.1):
                 return
 
     def _send_all(self, listener: Started, dice: random.Random) -> None:

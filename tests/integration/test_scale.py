@@ -86,8 +86,8 @@ def test_a_hundred_thousand_steps(shop: Inprocess, sql: Sql, caplog: pytest.LogC
     assert whole < 4 * quarter * 2
     assert status(shop).state == "SUSPENDED"
     with caplog.at_level(logging.WARNING):
-        attempt = context.Attempt(shop.installation.engine, "order", None, {})  # type: ignore[arg-type]
-        attempt.fence = type("Fence", (), {"id": "w1"})()
+        fence: Any = type("Fence", (), {"id": "w1"})()
+        attempt = context.Attempt(shop.installation.engine, "order", fence, {})
         for _ in range(2 * context.MANY_STEPS):
             attempt.reach(None)
     assert len([record for record in caplog.records if "replays all of them" in record.message]) == 1
