@@ -441,25 +441,23 @@ class _Canonical(JSONEncoder):
 
 
 def _encoding_by(like: JSONEncoder) -> Callable[[Any], str]:
-    """Return a function that encodes as this does; the standard library makes anew for each value what it needs."""
+    """Return what encodes as this does; the standard library makes more anew for each value than it needs."""
     make: Any = getattr(encoder, "c_make_encoder", None)
     if make is None:
         return like.encode
-    write = make(
-        None, like.default, encoder.encode_basestring_ascii, None, like.key_separator, like.item_separator,
-        like.sort_keys, like.skipkeys, like.allow_nan,
+    settings = (
+        like.default, encoder.encode_basestring_ascii, None, like.key_separator, like.item_separator, like.sort_keys,
+        like.skipkeys, like.allow_nan,
     )  # fmt: skip
 
     def encode(value: Any) -> str:
-        try:
-            return "".join(write(value, 0))
-        except RecursionError:
-            return like.encode(value)  # which tells of a circular reference
+        # The dictionary is for what it is in the midst of, by which a circular reference is found. Without one it would
+        # go round until there is no stack left, or no memory.
+        return "".join(make({}, *settings)(value, 0))
 
     return encode
 
 
-#: Made once, as each step has several values.
 _json = _encoding_by(JSONEncoder())
 _canonical = _encoding_by(_Canonical(sort_keys=True))
 _JSON_DECODER = JSONDecoder(object_hook=object_hook)

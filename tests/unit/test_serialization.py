@@ -443,6 +443,39 @@ def test_fingerprints_compare_what_can_be_compared(one: Any, other: Any, same: b
     assert len(fingerprint(*one)) == 8
 
 
+class Circular:
+    """Holds itself: directly, or in a set."""
+
+    asked = 0
+
+    def __init__(self, kind: type[list[Any]] | type[set[Any]]) -> None:
+        self.kind = kind
+
+    def __json__(self) -> Any:
+        Circular.asked += 1
+        if Circular.asked > 2 * sys.getrecursionlimit():
+            raise RuntimeError("it would take twice as long with each level")
+        return self.kind([self])
+
+
+def test_a_circular_value_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the stack is full: each turn takes the memory of all that is in it."""
+    monkeypatch.setattr(Circular, "asked", 0)
+    with pytest.raises(SerializationError, match="Circular reference"):
+        CODEC.encode(Circular(list), "It")
+    assert Circular.asked == 1
+
+
+@pytest.mark.parametrize("kind", [list, set])
+def test_circular_arguments_are_not_compared(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    """Such as those that refer to one another through sets; each is tried alone, and none of its levels twice."""
+    monkeypatch.setattr(Circular, "asked", 0)
+    one = Circular(kind)
+    assert fingerprint((one, 1), {}) == fingerprint((object(), 1), {})
+    assert fingerprint((one, 1), {}) != fingerprint((one, 2), {})
+    assert 0 < Circular.asked < 2 * sys.getrecursionlimit()
+
+
 def test_a_fingerprint_is_the_same_in_every_process() -> None:
     """It is stored, so nothing random or new may enter it."""
     assert fingerprint((1, "a"), {"k": [None]}).hex() == FINGERPRINT
