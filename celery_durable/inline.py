@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from functools import partial
-from types import CoroutineType
+from types import CoroutineType, FunctionType, MethodType
 from typing import Any
 
 from celery import _state
@@ -276,7 +276,10 @@ def _request(
 
 def _is_celerys(call: Callable[..., Any]) -> bool:
     """Tell whether this is Celery's own ``__call__`` of a task: not the app's, nor what a tracer has put there."""
-    return getattr(call, "__globals__", {}).get("__name__") in _CELERYS_CALLS
+    # By types, as what wrapt puts around a method has the method's own globals, and says that it is a method.
+    if type(call) is not MethodType or type(call.__func__) is not FunctionType:
+        return False
+    return call.__func__.__globals__.get("__name__") in _CELERYS_CALLS
 
 
 def _is_caught_by_autoretry(error: BaseException | None) -> bool:

@@ -507,7 +507,25 @@ def test_a_task_that_calls_itself(shop: Inprocess, bound: Maker, calls: list[Any
     assert (only_step(shop).key, only_step(shop).tries) == ("bound", 2)
 
 
-@pytest.mark.parametrize("place", ["the class", "the task"])
+class Wrapper:
+    """A method as tracers wrap it by wrapt: it has all that the method has, its own name and globals among it."""
+
+    def __init__(self, method: Any, seen: Callable[[], Any]) -> None:
+        self._method = method
+        self._seen = seen
+
+    def __get__(self, task: Any, kind: Any) -> Wrapper:
+        return Wrapper(self._method.__get__(task, kind), self._seen)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._seen()
+        return self._method(*args, **kwargs)
+
+
+@pytest.mark.parametrize("place", ["the class", "the class, as wrapt does", "the task"])
 def test_what_a_tracer_puts_around_a_body_is_called(
     shop: Inprocess, bound: Maker, calls: list[Any], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -524,6 +542,9 @@ def test_what_a_tracer_puts_around_a_body_is_called(
     def body() -> Any:
         if place == "the class":
             monkeypatch.setattr(Task, "__call__", around(Task.__call__))
+            return step(1)
+        if place == "the class, as wrapt does":
+            monkeypatch.setattr(Task, "__call__", Wrapper(Task.__call__, lambda: calls.append(place)))
             return step(1)
         task = shop.app.tasks["bound"]
         first = step(1)
