@@ -192,7 +192,9 @@ class Gathering:
         self.threads.queue(starting)
 
     def _begin(self, branch: _Branch) -> None:
-        """Run a branch in this thread, as far as that goes."""
+        """Run a branch in this thread, as far as that goes; if it has waited for one until the end, not at all."""
+        if self.closed:
+            return
         branch.begin(self.waiting)
         self.attempt.engine.observers.tell("branch_ended", self.attempt.id, branch.call.key)
         with self.lock:

@@ -22,6 +22,7 @@ import celery_durable as durable
 from celery_durable.engine.context import Attempt, current_attempt, running
 from celery_durable.engine.gathering import Gathering, _Branch
 from celery_durable.engine.observer import Observer
+from celery_durable.engine.process import Threads
 from celery_durable.exceptions import (
     Cancelled,
     HandedOver,
@@ -749,6 +750,30 @@ def test_the_limit_of_the_task_anywhere_after_a_body(
         raise SoftTimeLimitExceeded
 
     interrupted(shop, lambda: monkeypatch.setattr(owner, place, struck))
+
+
+def test_what_waits_for_a_thread_leaves_no_trace(
+    shop: Inprocess, monkeypatch: pytest.MonkeyPatch, soft_limit: Callable[[], None]
+) -> None:
+    """A step that was to start, when the gather was interrupted, isn't noted as one that was started."""
+    unwound = threading.Event()
+
+    def work() -> None:
+        soft_limit()
+        assert unwound.wait(20)
+
+    def body() -> Any:
+        return durable.gather(*(named("work", work, time_limit=30) for _ in range(3)))
+
+    order(shop, body)
+    attempt = begin(shop)
+    attempt.killable = True
+    monkeypatch.setattr(Threads, "grow", lambda threads: None)  # the limit comes before there is a thread for each
+    with running(attempt), pytest.raises(SoftTimeLimitExceeded):
+        body()
+    unwound.set()
+    wait_until(lambda: not branches_alive(), message="the threads have ended")
+    assert list(steps(shop)) == ["work"]
 
 
 def test_the_slow_way_is_not_interrupted(
