@@ -26,6 +26,7 @@ from . import (  # noqa: F401
     together,
     values,
 )
+from .contrib.django import transactions  # noqa: F401 - brings nothing of Django
 from .envelope import HEADER
 from .installation import installed_on, registered
 from .native import check_eventlet

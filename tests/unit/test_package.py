@@ -227,6 +227,7 @@ before = set(sys.modules)
 ours = [module for name, module in list(sys.modules.items()) if name.startswith("celery_durable")]
 rooms = [value._module for module in ours for value in vars(module).values() if isinstance(value, late._Late)]
 assert steps and len(rooms) > 5
+rooms += ["celery_durable.contrib.django.databases", "celery_durable.contrib.django.transactions"]
 for name in rooms:
     import_module(name)
 for house in (durable, store):
