@@ -131,8 +131,7 @@ class Call:
     is_settled: bool
     #: What the body sees of itself, from ``run`` on.
     step: RunningStep
-    #: What is kept of the arguments of a call that isn't settled.
-    note: tuple[str | None, bytes]
+    _note: tuple[str | None, bytes] | None = None
 
     def __init__(self, attempt: Attempt, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         attempt.check_caller()
@@ -149,7 +148,6 @@ class Call:
         self.seq = attempt.reach(saved)
         self.is_settled = saved is not None and saved.ok is not None
         if not self.is_settled:
-            self.make_note()
             self.go_on()
 
     def __str__(self) -> str:
@@ -167,10 +165,13 @@ class Call:
         """What identifies the effect of this call to the outside: the same on every try and attempt."""
         return self.attempt.idempotency_key(self.key)
 
-    def make_note(self) -> None:
-        """Note the arguments; a body may change them."""
-        text = call_repr(self.args, self.kwargs)
-        self.note = self.or_later(lambda: self.codec.note(text, self.fingerprint))
+    @property
+    def note(self) -> tuple[str | None, bytes]:
+        """What is kept of the arguments, as they are when this is first asked for."""
+        if self._note is None:
+            text = call_repr(self.args, self.kwargs)
+            self._note = self.or_later(lambda: self.codec.note(text, self.fingerprint))
+        return self._note
 
     def check_arguments(self) -> None:
         """Raise NondeterminismError if an earlier attempt has called this step otherwise."""
@@ -232,6 +233,7 @@ class Call:
 
     async def run(self, body: Body, waiting: Waiting) -> Answer:
         """Run the step to its outcome."""
+        self.note  # noqa: B018 - made now: the body may change its arguments
         self.waiting, spec = waiting, self.spec
         self.step = RunningStep(spec.name, self.key, self.idempotency_key, asked_retries=spec.retry.asked_retries)
         if self.is_lost:

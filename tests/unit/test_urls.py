@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +87,14 @@ def test_libpq_is_asked_for_any_other(monkeypatch: pytest.MonkeyPatch, url: str)
     monkeypatch.setattr("celery_durable.store.connecting.where", _asked)
     with pytest.raises(Asked):
         urls.check_url(url)
+
+
+def test_libpq_is_asked_where_it_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A psycopg that has brought none finds that of the system, or says at once that it can't."""
+    monkeypatch.setattr("celery_durable.store.connecting.where", _asked)
+    monkeypatch.setattr(urls, "find_spec", lambda name: None if name == "psycopg_binary" else find_spec(name))
+    with pytest.raises(Asked):
+        urls.check_url("postgresql://localhost/shop")
 
 
 def _asked(url: str) -> str:
