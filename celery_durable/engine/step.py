@@ -147,16 +147,14 @@ class Call:
         self.check_arguments()
         self.seq = attempt.reach(saved)
         self.is_settled = saved is not None and saved.ok is not None
-        if not self.is_settled:
-            self.go_on()
+        if saved is not None and not self.is_settled:
+            self.go_on_from(saved)
 
     def __str__(self) -> str:
         return f"The step {self.key!r} of workflow {self.attempt.id}"
 
-    def go_on(self) -> None:
+    def go_on_from(self, saved: Checkpoint) -> None:
         """Take over the tries of earlier attempts."""
-        if (saved := self.saved) is None:
-            return
         self.has_row, self.failed_tries, self.errors = True, saved.tries, saved.errors
         self.due_in, self.overran = saved.due_in, saved.overran
 
